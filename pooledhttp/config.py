@@ -1,0 +1,187 @@
+"""What a pool is asked to be: `PoolConfig`, frozen, and checked before anything is opened."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol, TypedDict, cast
+
+from .dial import SocketOption
+from .errors import InvalidURL
+from .origin import SourceAddress, check_source_address, split_host_port
+from .timeouts import Clock, Timeout, check_seconds, monotonic
+from .wire import DEFAULT_LIMITS, Limits, check_field
+
+
+class MetricsRegistry(Protocol):
+    """What `prometheus_client.CollectorRegistry` has and the core needs of it."""
+
+    # Any: the collector's type is prometheus_client's, which the core does not import.
+    def register(self, collector: Any) -> None:  # noqa: ANN401  # see above
+        """Add a collector."""
+
+
+DEFAULT_REGISTRY: Final = "default"
+
+
+class PoolOptions(TypedDict, total=False):
+    """The keywords of `PoolConfig`, for the signatures that take them one by one."""
+
+    maxsize: int
+    max_waiters: int | None
+    timeout: Timeout | float
+    idle_timeout: float | None
+    max_age: float | None
+    max_requests: int | None
+    probe_after: float
+    drain_bytes: int
+    drain_seconds: float
+    resend_stale: bool
+    source_address: SourceAddress | tuple[SourceAddress, ...] | None
+    proxy: str | None
+    proxy_headers: Mapping[str, str]
+    ssl_context: ssl.SSLContext | None
+    server_hostname: str | None
+    socket_options: tuple[SocketOption, ...]
+    uds: str | None
+    limits: Limits
+    name: str | None
+    registry: MetricsRegistry | Literal["default"] | None
+    clock: Clock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolConfig:
+    """The settings of a pool; keyword-only, checked, and never changed afterwards.
+
+    Attributes:
+        maxsize: The most connections, idle ones and those being opened included.  A hard limit.
+        max_waiters: The most callers that may wait for a connection; one more gets `PoolFull` at once.  ``None``:
+            no limit.
+        timeout: The parts' limits; a number is the total of each call, in seconds, with the default parts.
+        idle_timeout: Seconds after which an idle connection is closed; ``None``: never.  A shorter time that the
+            server announces (``Keep-Alive: timeout=``) holds instead.
+        max_age: Seconds after which a connection is closed once it is idle, up to 10 % earlier at random, so that a
+            changed DNS entry or a new server gets its share; ``None``: never.
+        max_requests: Leases after which a connection is closed; ``None``: no limit.
+        probe_after: Seconds of idleness from which the liveness probe is worth its system call; 0: always.
+        drain_bytes: The most of an unread body that is read when a connection is given back.
+        drain_seconds: The longest that may take.
+        resend_stale: Whether an idempotent request is sent once more when its kept-alive connection was dead.
+        source_address: Local (host, port) to bind, or several to be tried in turn; port 0 is any.
+        proxy: URL of an HTTP proxy; connections go through a CONNECT tunnel.  Userinfo in it becomes
+            Proxy-Authorization.
+        proxy_headers: Further fields for the CONNECT request.
+        ssl_context: TLS settings for https; ``None``: verify against the system's authorities.
+        server_hostname: The name that the certificate must have, if it is not the host's.
+        socket_options: (level, option, value) triples, set before connecting.
+        uds: Path of a Unix socket to connect to instead of host and port.
+        limits: How much a peer may send besides bodies.
+        name: The pool's label in the metrics; ``None``: ``host:port``.
+        registry: Where the metrics go: a `prometheus_client.CollectorRegistry`, ``"default"`` for its global one,
+            ``None`` for nowhere.
+        clock: Seconds on a monotonic clock; tests inject their own.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: A value makes no sense (`InvalidURL`: the proxy).
+    """
+
+    maxsize: int = 10
+    max_waiters: int | None = None
+    timeout: Timeout | float = field(default_factory=Timeout)
+    idle_timeout: float | None = 60.0
+    max_age: float | None = 300.0
+    max_requests: int | None = None
+    probe_after: float = 0.0
+    drain_bytes: int = 65536
+    drain_seconds: float = 0.05
+    resend_stale: bool = True
+    source_address: SourceAddress | tuple[SourceAddress, ...] | None = None
+    proxy: str | None = field(default=None, repr=False)
+    proxy_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    ssl_context: ssl.SSLContext | None = None
+    server_hostname: str | None = None
+    socket_options: tuple[SocketOption, ...] = ()
+    uds: str | None = None
+    limits: Limits = DEFAULT_LIMITS
+    name: str | None = None
+    registry: MetricsRegistry | Literal["default"] | None = DEFAULT_REGISTRY
+    clock: Clock = monotonic
+
+    def __post_init__(self) -> None:
+        _check_count("maxsize", self.maxsize, least=1)
+        _check_count("max_waiters", self.max_waiters, least=0)
+        _check_count("max_requests", self.max_requests, least=1)
+        _check_count("drain_bytes", self.drain_bytes, least=0)
+        if not isinstance(self.timeout, Timeout):
+            check_seconds("timeout", self.timeout)
+            if self.timeout is None:
+                raise TypeError("timeout must be a Timeout or a number of seconds; Timeout() has no total")
+        check_seconds("idle_timeout", self.idle_timeout)
+        check_seconds("max_age", self.max_age)
+        check_seconds("probe_after", self.probe_after, zero=True)
+        check_seconds("drain_seconds", self.drain_seconds, zero=True)
+        for address in self.source_addresses:
+            check_source_address(address)
+        if self.proxy is not None:
+            proxy_of(self.proxy)
+        for name, value in self.proxy_headers.items():
+            check_field(name, value)
+        if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
+            raise TypeError(f"ssl_context must be an ssl.SSLContext, not {self.ssl_context!r}")
+        if not isinstance(self.limits, Limits):
+            raise TypeError(f"limits must be a Limits, not {self.limits!r}")
+        if self.uds is not None and (not isinstance(self.uds, str) or not self.uds):
+            raise ValueError(f"uds must be the path of a Unix socket, not {self.uds!r}")
+        if self.name is not None and (not isinstance(self.name, str) or not self.name):
+            raise ValueError(f"name must be a non-empty str, not {self.name!r}")
+        if isinstance(self.registry, str) and self.registry != DEFAULT_REGISTRY:
+            raise ValueError(f'registry must be a registry, None or "default", not {self.registry!r}')
+
+    @property
+    def timeouts(self) -> Timeout:
+        """`timeout` as a `Timeout`."""
+        return self.timeout if isinstance(self.timeout, Timeout) else Timeout(total=self.timeout)
+
+    @property
+    def source_addresses(self) -> tuple[SourceAddress, ...]:
+        """`source_address` as a tuple of pairs."""
+        given = self.source_address
+        if given is None:
+            return ()
+        if isinstance(given, tuple) and given and isinstance(given[0], tuple):
+            return given  # what begins with a pair is a tuple of pairs
+        return (cast("SourceAddress", given),)  # a single pair, or refused by the check
+
+
+def _check_count(name: str, value: int | None, *, least: int) -> None:
+    if value is None and name.startswith("max_"):
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+
+
+def proxy_of(url: str) -> tuple[str, int, str | None]:
+    """Split a proxy's URL.
+
+    Returns:
+        Host, port, and the userinfo or ``None``.
+
+    Raises:
+        InvalidURL: It is no ``http://host[:port]``; the message never shows the userinfo.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"proxy must be a str, not {type(url).__name__}")
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.lower() != "http":
+        raise InvalidURL("proxy must be http://host:port; TLS to the proxy itself is not supported")
+    authority = rest.rstrip("/")
+    userinfo, at, host_port = authority.rpartition("@")
+    if "/" in host_port or "?" in host_port or "#" in host_port:
+        raise InvalidURL("proxy must be http://host:port, without a path")
+    host, port = split_host_port(host_port, None, 80)
+    return host, port, userinfo if at else None

@@ -1,0 +1,899 @@
+"""One connection, one exchange at a time: `HTTPConnection` and `HTTPSConnection`, as documented for httplib.
+
+The rule of the whole package stands in `TRANSITIONS`, a literal table: it is the state diagram of ``http.client``
+less the two states in which a second request goes out before the first response is read.  A pair that is missing
+from the table *is* the error, raised before a byte is written.  `HTTPConnection._advance` is the only writer of the
+state.
+
+A connection knows nothing of pools.  It keeps a journal (what it opened, why it closed) that whoever lends it may
+read; its limits come from `timeout`, as documented, or are laid on it by `bound`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+import weakref
+from collections.abc import Mapping
+from enum import IntEnum
+from http.client import HTTP_PORT, HTTPS_PORT, HTTPMessage
+from typing import Any, Final, TypeVar, cast
+
+from .dial import (
+    GLOBAL_DEFAULT_TIMEOUT,
+    Dialer,
+    create_connection,
+    default_tls_context,
+    start_tls,
+)
+from .errors import (
+    CannotSendHeader,
+    CannotSendRequest,
+    HTTPException,
+    IllegalKeywordArgument,
+    ImproperConnectionState,
+    IncompleteRead,
+    InvalidURL,
+    NotConnected,
+    RemoteDisconnected,
+    ResponseNotReady,
+    UnreadResponse,
+)
+from .origin import SourceAddress, check_source_address, split_host_port
+from .request import (
+    NO_HEADERS,
+    BodySource,
+    Field,
+    Headers,
+    PreparedRequest,
+    blocks,
+    complete_fields,
+    constant_fields,
+    encode_body,
+    field_bytes,
+    prepare,
+    redacted,
+    without_userinfo,
+)
+from .response import Body, HTTPResponse, read_head
+from .stats import CloseReason
+from .timeouts import Clock, ConnectDeadline, Deadline, Timeout, check_seconds, monotonic
+from .transport import ForeignSocket, Transport, transport_for
+from .tunnel import Tunnel
+from .wire import (
+    DEFAULT_LIMITS,
+    FieldValue,
+    Head,
+    Limits,
+    check_field,
+    check_method,
+    check_target,
+    request_head,
+    to_message,
+)
+
+
+class State(IntEnum):
+    """Where a connection stands in its exchange."""
+
+    CLOSED = 0
+    IDLE = 1
+    REQUEST_STARTED = 2
+    REQUEST_SENT = 3
+    UNREAD_RESPONSE = 4
+
+
+class Event(IntEnum):
+    """What can happen to a connection."""
+
+    CONNECT = 0
+    PUTREQUEST = 1
+    ENDHEADERS = 2
+    GETRESPONSE = 3
+    BODY_END = 4  # complete, and the connection may serve another request
+    BODY_END_CLOSE = 5  # complete, but it may not
+    FAULT = 6
+    CLOSE = 7
+
+
+TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
+    (State.CLOSED, Event.CONNECT): State.IDLE,
+    (State.CLOSED, Event.PUTREQUEST): State.REQUEST_STARTED,  # it connects when the request is sent
+    (State.IDLE, Event.CONNECT): State.IDLE,  # connects anew
+    (State.IDLE, Event.PUTREQUEST): State.REQUEST_STARTED,
+    (State.REQUEST_STARTED, Event.CONNECT): State.REQUEST_STARTED,
+    (State.REQUEST_STARTED, Event.ENDHEADERS): State.REQUEST_SENT,
+    (State.REQUEST_SENT, Event.GETRESPONSE): State.UNREAD_RESPONSE,
+    (State.UNREAD_RESPONSE, Event.BODY_END): State.IDLE,
+    (State.UNREAD_RESPONSE, Event.BODY_END_CLOSE): State.CLOSED,
+    (State.CLOSED, Event.FAULT): State.CLOSED,  # it was closed under the call that failed
+    (State.IDLE, Event.FAULT): State.CLOSED,
+    (State.REQUEST_STARTED, Event.FAULT): State.CLOSED,
+    (State.REQUEST_SENT, Event.FAULT): State.CLOSED,
+    (State.UNREAD_RESPONSE, Event.FAULT): State.CLOSED,
+    (State.CLOSED, Event.CLOSE): State.CLOSED,
+    (State.IDLE, Event.CLOSE): State.CLOSED,
+    (State.REQUEST_STARTED, Event.CLOSE): State.CLOSED,
+    (State.REQUEST_SENT, Event.CLOSE): State.CLOSED,
+    (State.UNREAD_RESPONSE, Event.CLOSE): State.CLOSED,
+}
+
+
+class _Moves(dict[State, State]):
+    """The table's column for an event: from each state to the one that follows."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__({state: following for (state, of), following in TRANSITIONS.items() if of is event})
+        self.event = event
+
+
+# Read once here: an attribute of an Enum class costs more than the look-up it is for.
+_CLOSED, _IDLE, _REQUEST_STARTED, _REQUEST_SENT, _UNREAD_RESPONSE = State
+_CONNECT, _PUTREQUEST, _ENDHEADERS, _GETRESPONSE, _BODY_END, _BODY_END_CLOSE, _FAULT, _CLOSE = map(_Moves, Event)
+# A whole request on an open connection is both events in one.
+_REQUEST = _Moves(Event.PUTREQUEST)
+_REQUEST.update({state: _ENDHEADERS[following] for state, following in _PUTREQUEST.items()})
+del _REQUEST[_CLOSED]  # it has to connect in between
+
+# How sending fails when the peer reads no more; it may have answered before.
+PEER_STOPPED_READING: Final = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, ssl.SSLEOFError)
+_STEPS: Final = ("putrequest", "putheader", "endheaders", "send")
+
+
+_Response = TypeVar("_Response", bound=HTTPResponse)
+
+
+class HTTPConnection:
+    """A connection to an HTTP server, as documented for ``httplib`` and ``http.client``.
+
+    Args:
+        host: Name or address of the server; ``"host:port"`` and ``"[::1]:80"`` carry the port along.
+        port: TCP port; ``None``: from `host`, else 80.
+        timeout: Seconds for each blocking operation (connecting counts as one); ``None`` is unbounded; without it
+            ``socket.getdefaulttimeout()`` holds.
+        source_address: Local (host, port) to bind, or ``None``.
+        blocksize: Bytes to read at once from a body that is a file.
+        strict: Accepted for httplib's sake: ``True`` is what we always are.
+
+    Raises:
+        InvalidURL: Host or port is malformed.
+        ValueError: The timeout or block size is.
+        IllegalKeywordArgument: ``strict=False``, which would accept HTTP/0.9.
+    """
+
+    default_port = HTTP_PORT
+    response_class: type[HTTPResponse] = HTTPResponse
+    auto_open = 1
+    debuglevel = 0
+
+    _http_vsn = 11
+    _http_vsn_str = "HTTP/1.1"
+    _has_own_steps = False
+
+    def __init_subclass__(cls) -> None:
+        """See whether a subclass takes part in the steps of a request; then `request` goes through them."""
+        super().__init_subclass__()
+        cls._has_own_steps = any(getattr(cls, step) is not getattr(HTTPConnection, step) for step in _STEPS)
+
+    def __init__(
+        self,
+        host: str,
+        port: int | str | None = None,
+        timeout: float | object | None = GLOBAL_DEFAULT_TIMEOUT,
+        source_address: SourceAddress | None = None,
+        blocksize: int = 8192,
+        *,
+        strict: bool = True,
+    ) -> None:
+        if not strict:
+            raise IllegalKeywordArgument("strict=False means HTTP/0.9, where any bytes at all are an answer: "
+                                         "leave it out")  # fmt: skip
+        if timeout is not GLOBAL_DEFAULT_TIMEOUT:
+            check_seconds("timeout", timeout)  # type: ignore[arg-type]  # it is what checks the type
+        if isinstance(blocksize, bool) or not isinstance(blocksize, int) or blocksize < 1:
+            raise ValueError(f"blocksize must be a positive number of bytes, not {blocksize!r}")
+        check_source_address(source_address)
+        self.host, self.port = split_host_port(host, port, self.default_port)
+        self.timeout = timeout
+        self.source_address = source_address
+        self.blocksize = blocksize
+        self._create_connection = create_connection
+        self._tunnel: Tunnel | None = None
+        self._proxy_fields: list[tuple[str, str]] | None = None
+
+        self._state = _CLOSED
+        # Guards the state alone, for the length of a look-up: two threads cannot both begin a request.
+        self._guard = threading.Lock()
+        self._transport: Transport | None = None
+        self._method = "GET"
+        self._target = "/"
+        self._started: list[Field] = []
+        self._send_fault: OSError | None = None
+        self._head: Head | None = None
+        self._body: Body | None = None
+        self._reader: weakref.ref[HTTPResponse] | None = None
+        self._constant_fields = constant_fields(self.host, self.port, default_port=self.default_port)
+
+        self._limits = DEFAULT_LIMITS
+        self._dialer: Dialer | None = None
+        self._timeouts: Timeout | None = None
+        self._deadline: Deadline | None = None
+        self._clock: Clock = monotonic
+        self._exchanges = 0  # completed on the present socket
+        self._failed_unsent = False  # the last failure came before a byte of the request was written
+        self._failed_unanswered = False  # ... before a byte of the answer arrived
+        self._opened_seconds: list[float] = []
+        self._close_reasons: list[CloseReason] = []
+        self._lease: object | None = None  # the mark of whoever lends it
+
+    # --- the state ----------------------------------------------------------------------------------
+
+    def _advance(self, moves: _Moves) -> None:
+        """Write the state: the only place that does."""
+        with self._guard:
+            following = moves.get(self._state)
+            if following is None:
+                raise self._refusal(moves.event)
+            self._state = following
+
+    def _refusal(self, event: Event) -> ImproperConnectionState:
+        """Return the error for an event that has no transition from the present state."""
+        state = self._state
+        if event is Event.GETRESPONSE:
+            return ResponseNotReady(state.name)
+        if event is Event.ENDHEADERS:
+            return CannotSendHeader(state.name)
+        if event in {Event.PUTREQUEST, Event.CONNECT}:
+            if state is _UNREAD_RESPONSE:
+                return self._unread()
+            return CannotSendRequest(state.name)
+        return ImproperConnectionState(f"{event.name} in {state.name}")
+
+    def _unread(self) -> UnreadResponse:
+        head, body = self._head, self._body
+        answer = f"{head.status} {head.reason}".rstrip() if head is not None else "a response"
+        if body is None or body.left is None:
+            rest = "its body, whose length is not known,"
+        else:
+            rest = f"{body.left} bytes of its body"
+        return UnreadResponse(
+            f"the response to {self._method} {without_userinfo(self._target)} ({answer}) has not been read to the "
+            f"end: {rest} would be taken for the next answer; read() the rest, close() the response, or close() the "
+            f"connection"
+        )
+
+    @property
+    def sock(self) -> Any:  # noqa: ANN401  # documented: whatever socket there is, a foreign one included
+        """The connected socket, or ``None``.  A socket that is assigned is used as it is and closed with us."""
+        transport = self._transport
+        if transport is None:
+            return None
+        return getattr(transport, "_foreign", None) or transport.sock
+
+    @sock.setter
+    def sock(self, sock: socket.socket | ForeignSocket | None) -> None:
+        if sock is None:
+            self._transport = None
+            with self._guard:
+                self._state = _CLOSED
+            return
+        self._install(transport_for(sock, clock=self._clock))
+        if self._state is _CLOSED:
+            self._advance(_CONNECT)
+
+    # --- connecting -----------------------------------------------------------------------------------
+
+    def set_debuglevel(self, level: int) -> None:
+        """Print heads to stdout when `level` is above 0; credentials are left out."""
+        self.debuglevel = level
+
+    def set_tunnel(self, host: str, port: int | str | None = None, headers: Headers | None = None) -> None:
+        """Reach `host` through a CONNECT tunnel; our own host and port are then the proxy's (RFC 9110 section 9.3.6).
+
+        Args:
+            host: The host behind the proxy; ``"host:port"`` carries the port along.
+            port: Its port; ``None``: from `host`, else the default port.
+            headers: Sent to the proxy with CONNECT, and never to the host behind it.
+
+        Raises:
+            RuntimeError: The connection is open already.
+            ValueError: The host or a header would break the request.
+        """
+        if self._transport is not None:
+            raise RuntimeError("Can't set up tunnel for established connection")
+        if not host:
+            raise ValueError("Invalid tunnel host: it is empty")
+        try:
+            tunnel_host, tunnel_port = split_host_port(host, port, self.default_port)
+        except InvalidURL as fault:
+            raise ValueError(f"Invalid tunnel host or port: {fault}") from None
+        fields = [(name, value) for name, value in (headers or {}).items()]
+        for name, value in fields:
+            check_field(name, value)
+        self._tunnel = Tunnel(tunnel_host, tunnel_port, fields)
+        self._constant_fields = constant_fields(tunnel_host, tunnel_port, default_port=self.default_port)
+
+    def get_proxy_response_headers(self) -> HTTPMessage | None:
+        """Return the header fields of the proxy's answer to CONNECT, or ``None`` without a tunnel."""
+        return None if self._proxy_fields is None else to_message(self._proxy_fields)
+
+    def bound(
+        self,
+        *,
+        timeouts: Timeout,
+        deadline: Deadline | None = None,
+        dialer: Dialer | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        clock: Clock = monotonic,
+    ) -> None:
+        """Lay other limits on the connection than the documented `timeout`; for whoever lends it.
+
+        Args:
+            timeouts: `connect`, `read` and `write` for what follows.
+            deadline: When everything must be over, or ``None``.
+            dialer: How to reach the server, instead of `host` and `port`.
+            limits: How much a peer may send besides bodies.
+            clock: Seconds on a monotonic clock.
+        """
+        self._timeouts = timeouts
+        self._dialer = dialer
+        self._limits = limits
+        self._clock = clock
+        self._lend(deadline, timeouts)
+
+    def _lend(self, deadline: Deadline | None, timeouts: Timeout) -> None:
+        """Set the limits of the coming lease; `bound` has been called before."""
+        self._deadline = deadline
+        self._timeouts = timeouts
+        if self._transport is not None:
+            self._transport.bound(read=timeouts.read, write=timeouts.write, deadline=deadline, what=self.host)
+
+    def connect(self) -> None:
+        """Connect to the host given at construction, through the tunnel if there is one.
+
+        Raises:
+            ConnectTimeout: It took too long.
+            TunnelError: The proxy refused.
+            UnreadResponse: A response is still unread; `close` first.
+            OSError: The socket's own errors, `socket.gaierror` among them.
+            ssl.SSLError: The TLS handshake failed.
+        """
+        with self._guard:
+            if self._state not in _CONNECT:
+                raise self._refusal(Event.CONNECT)
+        if self._transport is not None:
+            self._drop(CloseReason.CLIENT_CLOSE)
+        started = self._clock()
+        deadline = self._connect_deadline()
+        try:
+            sock = self._dial(deadline)
+            if self._tunnel is not None:
+                sock, self._proxy_fields = self._tunnel.open(
+                    sock, proxy=f"{self.host}:{self.port}", deadline=deadline, limits=self._limits, clock=self._clock
+                )
+            sock = self._secure(sock, deadline)
+        except BaseException:
+            self._advance(_FAULT)
+            raise
+        transport = Transport(sock, clock=self._clock) if isinstance(sock, socket.socket) else transport_for(sock)
+        self._install(transport)
+        self._opened_seconds.append(self._clock() - started)
+        self._advance(_CONNECT)
+
+    def _connect_deadline(self) -> ConnectDeadline:
+        if self._timeouts is not None:
+            seconds = self._timeouts.connect
+        elif self.timeout is GLOBAL_DEFAULT_TIMEOUT:
+            seconds = socket.getdefaulttimeout()
+        else:
+            seconds = cast("float | None", self.timeout)
+        return ConnectDeadline(seconds, total=self._deadline, what=f"{self.host}:{self.port}", clock=self._clock)
+
+    def _dial(self, deadline: ConnectDeadline) -> socket.socket:
+        if self._dialer is not None:
+            return self._dialer.dial(deadline)
+        return self._create_connection((self.host, self.port), self.timeout, self.source_address)
+
+    def _secure(self, sock: socket.socket, _: ConnectDeadline) -> socket.socket:
+        """Return the socket to speak HTTP on: this one, or one that encrypts."""
+        return sock
+
+    def _install(self, transport: Transport) -> None:
+        self._transport = transport
+        self._exchanges = 0
+        if self._timeouts is not None:
+            transport.bound(
+                read=self._timeouts.read, write=self._timeouts.write, deadline=self._deadline, what=self.host
+            )
+
+    # --- sending --------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        body: BodySource | None = None,
+        headers: Headers = NO_HEADERS,
+        *,
+        encode_chunked: bool = False,
+    ) -> None:
+        """Send a whole request; connect first if need be.
+
+        Args:
+            method: The method, as it shall stand on the wire.
+            url: The request target; empty means ``/``.
+            body: bytes, str (sent as latin-1), a file, or an iterable of bytes.
+            headers: Fields to send; Host, Accept-Encoding and Content-Length are added where they are missing.
+            encode_chunked: Whether to put a body into chunks when `headers` hold Transfer-Encoding.
+
+        Raises:
+            UnreadResponse: The response before is unread; nothing has been written.
+            CannotSendRequest: A request is under way.
+            ValueError: Method or headers would break the request (`InvalidURL`: the target); nothing has been written.
+            OSError: The socket's own errors; an answer may still be there for `getresponse`.
+        """
+        if self._has_own_steps:
+            self._request_by_steps(method, url, body, headers, encode_chunked=encode_chunked)
+            return
+        self.perform(
+            prepare(
+                method,
+                url,
+                body,
+                headers,
+                constant_fields=self._constant_fields,
+                encode_chunked=encode_chunked,
+                version=self._http_vsn_str,
+            )
+        )
+
+    def perform(self, prepared: PreparedRequest) -> None:
+        """Send a request that is known to be well formed; connect first if need be.
+
+        Raises:
+            UnreadResponse: The response before is unread; nothing has been written.
+            CannotSendRequest: A request is under way.
+            OSError: The socket's own errors; an answer may still be there for `getresponse`.
+        """
+        if self._transport is None:
+            self._advance(_PUTREQUEST)
+        else:
+            self._advance(_REQUEST)
+        self._method = prepared.method
+        self._target = prepared.target
+        self._transmit(prepared.head, prepared.body, is_chunked=prepared.is_chunked)
+
+    def _request_by_steps(
+        self, method: str, url: str, body: BodySource | None, headers: Headers, *, encode_chunked: bool
+    ) -> None:
+        """Send a request through the documented steps, since a subclass has changed one of them."""
+        if isinstance(body, str):
+            body = encode_body(body)
+        fields, is_chunked, names = complete_fields(
+            method, body, headers, constant_fields=[], encode_chunked=encode_chunked
+        )
+        self.putrequest(method, url, skip_host="host" in names, skip_accept_encoding="accept-encoding" in names)
+        for name, value in fields:
+            self.putheader(name, value)
+        self.endheaders(body, encode_chunked=is_chunked)
+
+    def putrequest(
+        self,
+        method: str,
+        url: str,
+        skip_host: bool = False,
+        skip_accept_encoding: bool = False,  # documented so
+    ) -> None:
+        """Begin a request: the first of the steps.
+
+        Args:
+            method: The method, as it shall stand on the wire.
+            url: The request target; empty means ``/``.
+            skip_host: Whether to leave out the Host field.
+            skip_accept_encoding: Whether to leave out ``Accept-Encoding: identity``.
+
+        Raises:
+            UnreadResponse: The response before is unread.
+            CannotSendRequest: A request is under way.
+            ValueError: The method is no token.
+            InvalidURL: The target holds control characters, spaces or non-ASCII.
+        """
+        check_method(method)
+        check_target(url or "/")
+        self._advance(_PUTREQUEST)
+        self._method = method
+        self._target = url or "/"
+        host, accept_encoding = self._constant_fields
+        self._started = []
+        if not skip_host and self._http_vsn == 11:
+            self._started.append(host)
+        if not skip_accept_encoding and self._http_vsn == 11:
+            self._started.append(accept_encoding)
+
+    def putheader(self, header: str | bytes, *values: FieldValue) -> None:
+        """Add a field to the request that `putrequest` began.
+
+        Args:
+            header: The field's name.
+            values: Its value; several are joined by a tab, which is how a receiver unfolds the documented
+                continuation lines (RFC 9112 section 5.2 forbids sending those).
+
+        Raises:
+            CannotSendHeader: No request has been begun.
+            ValueError: Name or value would break the request.
+        """
+        if self._state is not _REQUEST_STARTED:
+            raise CannotSendHeader(self._state.name)
+        value: FieldValue = values[0] if len(values) == 1 else b"\t".join(field_bytes(part) for part in values)
+        check_field(header, value)
+        self._started.append((header, value))
+
+    def endheaders(self, message_body: BodySource | None = None, *, encode_chunked: bool = False) -> None:
+        """Send the head that `putrequest` and `putheader` made, and a body.
+
+        Args:
+            message_body: As in `request`.
+            encode_chunked: Whether to put the body into chunks.
+
+        Raises:
+            CannotSendHeader: No request has been begun.
+            OSError: The socket's own errors; an answer may still be there for `getresponse`.
+        """
+        if self._state is not _REQUEST_STARTED:
+            raise CannotSendHeader(self._state.name)
+        head = request_head(self._method, self._target, self._started, version=self._http_vsn_str)
+        if isinstance(message_body, str):
+            message_body = encode_body(message_body)
+        self._transmit(head, message_body, is_chunked=encode_chunked)
+
+    def _transmit(self, head: bytes, body: BodySource | None, *, is_chunked: bool) -> None:
+        """Connect if need be, and send: the only place where a request goes out."""
+        transport = self._transport
+        if transport is None:
+            if not self.auto_open:
+                self._advance(_FAULT)
+                raise NotConnected("the connection is closed and auto_open is off")
+            self.connect()
+            transport = self._transport
+            assert transport is not None
+        if self._state is _REQUEST_STARTED:
+            self._advance(_ENDHEADERS)
+        self._send_fault = None
+        transport.any_sent = transport.any_received = False
+        if self.debuglevel > 0:
+            print("send:", repr(redacted(head)))
+        try:
+            if body is None:
+                transport.send(head)
+            else:
+                transport.send(head)
+                self._send_body(transport, body, is_chunked=is_chunked)
+        except PEER_STOPPED_READING as fault:
+            # The peer may have answered before it stopped (413, 401, 408): getresponse() looks.
+            self._send_fault = fault
+            raise
+        except BaseException as fault:
+            self._break(fault)
+            raise
+
+    def _send_body(self, transport: Transport, body: BodySource, *, is_chunked: bool) -> None:
+        for block in blocks(body, self.blocksize):
+            view = memoryview(block).cast("B")
+            if not view.nbytes:
+                continue  # an empty chunk would end the body (RFC 9112 section 7.1)
+            if is_chunked:
+                transport.send(b"%X\r\n" % view.nbytes + view + b"\r\n")
+            else:
+                transport.send(view)
+        if is_chunked:
+            transport.send(b"0\r\n\r\n")
+
+    def send(self, data: BodySource) -> None:
+        """Send body data behind `endheaders`, as it is.
+
+        Args:
+            data: bytes, a file, or an iterable of bytes.
+
+        Raises:
+            UnreadResponse: A response is unread: these bytes would be taken for a request.
+            NotConnected: The connection is closed and may not be opened.
+            OSError: The socket's own errors.
+        """
+        if self._state is _UNREAD_RESPONSE:
+            raise self._unread()
+        if self._transport is None:
+            if not self.auto_open:
+                raise NotConnected("the connection is closed and auto_open is off")
+            self.connect()
+        transport = self._transport
+        assert transport is not None
+        try:
+            self._send_body(transport, data, is_chunked=False)
+        except PEER_STOPPED_READING as fault:
+            self._send_fault = fault
+            raise
+        except TypeError:
+            raise
+        except BaseException as fault:
+            self._break(fault)
+            raise
+
+    # --- receiving ------------------------------------------------------------------------------------
+
+    def getresponse(self) -> HTTPResponse:
+        """Return the response to the request that was sent; its body is still to be read.
+
+        Raises:
+            ResponseNotReady: No request has been sent.
+            RemoteDisconnected: The server closed the connection without an answer.
+            HTTPException: What came is no HTTP/1 response.
+            OSError: The socket's own errors, timeouts among them.
+        """
+        return self._respond(self.response_class)
+
+    def _respond(self, response_class: type[_Response]) -> _Response:
+        self._advance(_GETRESPONSE)
+        transport = self._transport
+        try:
+            if transport is None:
+                raise NotConnected("the connection was closed")
+            response = response_class(transport, self.debuglevel, method=self._method, url=self._target)
+            response._owner = self
+            response._limits = self._limits
+            response.begin()
+            self._receive_begun(response._begun, response._body)
+        except BaseException as fault:
+            self._no_response(fault)
+            raise
+        self._reader = weakref.ref(response)
+        return response
+
+    def fetch(self) -> tuple[Head, bytes, list[tuple[str, str]]]:
+        """Read the whole response to the request that was sent, without an `HTTPResponse` in between.
+
+        Returns:
+            The head, the body and the trailers.
+
+        Raises:
+            ResponseNotReady, HTTPException, OSError: As `getresponse` and `HTTPResponse.read`.
+        """
+        self._advance(_GETRESPONSE)
+        transport = self._transport
+        try:
+            if transport is None:
+                raise NotConnected("the connection was closed")
+            head = read_head(transport, method=self._method, limits=self._limits)
+            content = transport.take_whole(head.length)
+            if content is not None:
+                self._receive_begun(head, None)
+                self._body_ended(None)
+                return head, content, []
+            body = Body(transport, head, self._limits)
+            self._receive_begun(head, body)
+        except BaseException as fault:
+            self._no_response(fault)
+            raise
+        try:
+            content = body.read_all()
+        except BaseException as fault:
+            self._body_broke(body, fault)
+            raise
+        self._body_ended(body)
+        return head, content, body.trailers
+
+    def _receive_begun(self, head: Head, body: Body | None) -> None:
+        self._head = head
+        self._body = body
+        if self._send_fault is not None:
+            head.is_persistent = False  # the rest of the request is missing
+        if head.status == 101 or self._method == "CONNECT":
+            head.is_persistent = False
+            if self._switches_protocol(head):
+                return
+        if body is not None and body.is_complete:
+            self._body_ended(body)
+
+    def _switches_protocol(self, head: Head) -> bool:
+        """Tell whether the connection now speaks something else and never comes back to HTTP."""
+        return head.status == 101 or (self._method == "CONNECT" and head.status < 300)
+
+    def _no_response(self, fault: BaseException) -> None:
+        self._break(fault)
+        if self._send_fault is not None and isinstance(fault, (OSError, HTTPException)):
+            sent, self._send_fault = self._send_fault, None
+            raise sent from None
+
+    # --- what the response tells (see ExchangeOwner) ------------------------------------------------------
+
+    def _body_ended(self, body: Body | None) -> None:
+        if body is not self._body and body is not None:
+            body.close_transport()  # of an exchange that close() left to its response
+            return
+        self._body = None
+        self._exchanges += 1
+        transport, head = self._transport, self._head
+        assert transport is not None
+        assert head is not None
+        if not head.is_persistent:
+            self._drop(CloseReason.SERVER_CLOSE)
+            self._advance(_BODY_END_CLOSE)
+        elif transport.buffer:
+            self._drop(CloseReason.LEFTOVER)
+            self._advance(_BODY_END_CLOSE)
+        else:
+            self._advance(_BODY_END)
+
+    def _body_broke(self, body: Body, fault: BaseException) -> None:
+        if body is not self._body:
+            body.close_transport()
+            return
+        self._break(fault)
+
+    def _give_up_body(self, body: Body) -> None:
+        if body is not self._body:
+            body.close_transport()
+            return
+        self.drain()
+
+    # --- the end of an exchange, and of the connection -----------------------------------------------------
+
+    def drain(self, *, max_bytes: int = 65536, seconds: float = 0.05) -> bool:
+        """Read and forget what is left of a body, within bounds; beyond them, close the connection.
+
+        Args:
+            max_bytes: The most to read.
+            seconds: The longest it may take.
+
+        Returns:
+            Whether the connection is idle now.
+        """
+        body, transport = self._body, self._transport
+        if body is None or transport is None:
+            return self._state is _IDLE
+        head = self._head
+        if head is None or not head.is_persistent or (body.left or 0) > max_bytes or head.status == 101:
+            self._end(CloseReason.UNREAD)
+            return False
+        left = max_bytes
+        try:
+            previous = transport.hurry(Deadline(seconds, what="draining", clock=self._clock))
+            while left > 0 and (piece := body.read_some(left)):
+                left -= len(piece)
+        except (OSError, HTTPException):
+            self._end(CloseReason.UNREAD)
+            return False
+        except BaseException as fault:
+            self._break(fault)
+            raise
+        if not body.is_complete:
+            self._end(CloseReason.UNREAD)
+            return False
+        transport.restore(previous)
+        self._cut_reader()
+        self._body_ended(body)
+        return self._state is _IDLE
+
+    def close(self) -> None:
+        """Close the connection; a response that has the connection to itself can still be read."""
+        self._end(CloseReason.CLIENT_CLOSE)
+
+    def _end(self, reason: CloseReason) -> None:
+        """Close for a reason; twice is fine."""
+        body, head = self._body, self._head
+        reader = self._reader() if self._reader is not None else None
+        self._body = None
+        self._started = []
+        if body is not None and reader is not None and head is not None:
+            if reason is CloseReason.CLIENT_CLOSE and not head.is_persistent and not reader.isclosed():
+                # http.client leaves such a connection to its response, and programs rely on it.
+                self._transport = None
+                self._close_reasons.append(reason)
+            else:
+                reader._cut_off()
+        self._drop(reason)
+        self._advance(_CLOSE)
+
+    def _break(self, fault: BaseException) -> None:
+        """Close because an exchange failed."""
+        self._body = None
+        transport = self._transport
+        self._failed_unsent = transport is not None and not transport.any_sent
+        self._failed_unanswered = transport is not None and not transport.any_received
+        self._drop(self._reason_of(fault))
+        self._advance(_FAULT)
+
+    def _reason_of(self, fault: BaseException) -> CloseReason:
+        transport = self._transport
+        if isinstance(fault, TimeoutError):
+            return CloseReason.TIMEOUT
+        if isinstance(fault, IncompleteRead):
+            return CloseReason.TRUNCATED
+        if self._exchanges and transport is not None and not transport.any_received:
+            if isinstance(fault, RemoteDisconnected):
+                return CloseReason.STALE_EOF
+            if isinstance(fault, PEER_STOPPED_READING):
+                return CloseReason.STALE_RESET
+        return CloseReason.ERROR
+
+    def _drop(self, reason: CloseReason) -> None:
+        """Close the socket, if there is one, and note why."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._transport = None
+        self._close_reasons.append(reason)
+        transport.close()
+
+    def _cut_reader(self) -> None:
+        reader = self._reader() if self._reader is not None else None
+        if reader is not None:
+            reader._cut_off()
+
+    # --- what whoever lends it asks -------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where the connection stands in its exchange."""
+        return self._state
+
+    def staleness(self) -> CloseReason | None:
+        """Return why this idle connection must not be used again, or ``None``; see `Transport.staleness`."""
+        return self._transport.staleness() if self._transport is not None else CloseReason.CLIENT_CLOSE
+
+    def __repr__(self) -> str:
+        """Show where it goes and how it stands; no request data."""
+        return f"<{type(self).__name__} {self.host}:{self.port} {self._state.name}>"
+
+
+class HTTPSConnection(HTTPConnection):
+    """An `HTTPConnection` over TLS, which verifies certificate and host name by default.
+
+    Args:
+        host: As `HTTPConnection`.
+        port: TCP port; ``None``: from `host`, else 443.
+        timeout: As `HTTPConnection`.
+        source_address: As `HTTPConnection`.
+        blocksize: As `HTTPConnection`.
+        context: The TLS settings; ``None`` makes one that verifies against the system's authorities.
+        key_file: PEM file with the client's private key, or ``None``.
+        cert_file: PEM file with the client's certificate chain, or ``None``.
+        strict: As `HTTPConnection`.
+
+    Raises:
+        As `HTTPConnection`; `OSError` and `ssl.SSLError` for the two files.
+    """
+
+    default_port = HTTPS_PORT
+
+    def __init__(
+        self,
+        host: str,
+        port: int | str | None = None,
+        *,
+        timeout: float | object | None = GLOBAL_DEFAULT_TIMEOUT,
+        source_address: SourceAddress | None = None,
+        context: ssl.SSLContext | None = None,
+        blocksize: int = 8192,
+        key_file: str | os.PathLike[str] | None = None,
+        cert_file: str | os.PathLike[str] | None = None,
+        strict: bool = True,
+    ) -> None:
+        super().__init__(host, port, timeout, source_address, blocksize, strict=strict)
+        if context is None:
+            context = default_tls_context()
+        if cert_file is not None:
+            context.load_cert_chain(cert_file, key_file)
+        elif key_file is not None:
+            raise ValueError("key_file needs a cert_file")
+        self.key_file = key_file
+        self.cert_file = cert_file
+        self._context = context
+        self._server_hostname: str | None = None
+
+    def _secure(self, sock: socket.socket, deadline: ConnectDeadline) -> socket.socket:
+        host = self._server_hostname or (self._tunnel.host if self._tunnel is not None else self.host)
+        # The certificate names the host without its root dot and without the zone of an address.
+        name = host.partition("%")[0].rstrip(".")
+        return start_tls(sock, self._context, server_hostname=name, deadline=deadline)

@@ -1,0 +1,363 @@
+"""From an origin to a connected socket: resolve, staggered connect, bind, Unix socket, TLS.
+
+One `ConnectDeadline` bounds all of it together, over every address; `socket.create_connection` gives its timeout
+to each address anew and does not bound resolving at all.  Several addresses are tried in the manner of Happy
+Eyeballs (RFC 8305): the next one starts a quarter of a second after the one before it, or at once when that one
+failed, and the first to connect wins.  Every socket that is not returned is closed, whatever is raised.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import ssl
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .errors import SourcePortsExhausted
+from .origin import SourceAddress
+from .timeouts import ConnectDeadline
+
+# RFC 8305 section 8: the recommended Connection Attempt Delay, in seconds.
+_ATTEMPT_DELAY: Final = 0.25
+# Resolvers that hang hold a thread each; beyond this many a further call gives up at once instead of adding one.
+_MAX_RESOLVERS: Final = 32
+_NO_PORT_LEFT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE})
+_IN_PROGRESS: Final = frozenset(
+    {0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS)}
+)
+
+SocketOption = tuple[int, int, int] | tuple[int, int, bytes]
+_Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialer:
+    """How to reach one origin (or the proxy in front of it).
+
+    Attributes:
+        host: Name or IP literal to connect to.
+        port: TCP port.
+        source_addresses: Local (host, port) pairs to bind, tried in turn; port 0 is any.  Empty: the kernel chooses.
+        socket_options: Further ``setsockopt`` arguments, set before connecting.
+        uds: Path of a Unix socket to connect to instead, or ``None``.
+    """
+
+    host: str
+    port: int
+    source_addresses: tuple[SourceAddress, ...] = ()
+    socket_options: tuple[SocketOption, ...] = ()
+    uds: str | None = None
+
+    def dial(self, deadline: ConnectDeadline) -> socket.socket:
+        """Return a connected socket, without TCP delay and without a timeout.
+
+        Raises:
+            ConnectTimeout: It took too long (`TotalTimeout`: the call's total is used up).
+            socket.gaierror: The name does not resolve.
+            SourcePortsExhausted: No source address has a port left.
+            OSError: Every address refused; the last one's error.
+        """
+        if self.uds is not None:
+            return self._dial_unix(self.uds, deadline)
+        addresses = resolve(self.host, self.port, deadline)
+        sources: tuple[SourceAddress | None, ...] = self.source_addresses or (None,)
+        exhausted: OSError
+        for source in sources:
+            try:
+                return self._race(addresses, source, deadline)
+            except OSError as fault:
+                if fault.errno not in _NO_PORT_LEFT:
+                    raise
+                exhausted = fault
+        if isinstance(exhausted, _NotLocal):
+            raise exhausted
+        tried = ", ".join(source[0] if source else "this machine" for source in sources)
+        raise SourcePortsExhausted(
+            exhausted.errno,
+            f"no source port is left on {tried} for {self.host}:{self.port} ({os.strerror(exhausted.errno or 0)}); "
+            f"reuse connections (a larger maxsize, a longer idle_timeout), widen net.ipv4.ip_local_port_range, or "
+            f"give further source addresses",
+        ) from exhausted
+
+    def _dial_unix(self, path: str, deadline: ConnectDeadline) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(deadline.begin("connecting"))
+            sock.connect(path)
+            sock.settimeout(None)
+        except TimeoutError:
+            sock.close()
+            raise deadline.exceeded() from None
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _race(
+        self, addresses: Sequence[_Address], source: SourceAddress | None, deadline: ConnectDeadline
+    ) -> socket.socket:
+        if len(addresses) == 1:
+            return self._connect_one(addresses[0], source, deadline)
+        return _Race(self, addresses, source, deadline).run()
+
+    def _connect_one(self, address: _Address, source: SourceAddress | None, deadline: ConnectDeadline) -> socket.socket:
+        sock = self._prepare(address, source)
+        try:
+            sock.settimeout(deadline.begin("connecting"))
+            sock.connect(address[4])
+            sock.settimeout(None)
+        except TimeoutError as fault:
+            sock.close()
+            if fault.errno == errno.ETIMEDOUT:
+                raise  # the kernel's own limit, not ours
+            raise deadline.exceeded() from None
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _prepare(self, address: _Address, source: SourceAddress | None) -> socket.socket:
+        """Return an unconnected socket with its options set, bound if a source address fits."""
+        family, kind, protocol, _, _ = address
+        sock = socket.socket(family, kind, protocol)
+        try:
+            # A request leaves in one send; waiting to fill a segment (RFC 896) would only delay it.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for level, option, value in self.socket_options:
+                sock.setsockopt(level, option, value)
+            if source is not None:
+                if source[1] == 0 and hasattr(socket, "IP_BIND_ADDRESS_NO_PORT"):
+                    # The port is chosen at connect, where it need only be free for this peer, not for all.
+                    sock.setsockopt(socket.SOL_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind(source)
+        except BaseException as fault:
+            sock.close()
+            if isinstance(fault, OSError) and fault.errno == errno.EADDRNOTAVAIL and source is not None:
+                raise _NotLocal(fault.errno, f"source address {source[0]} is not an address of this machine") from None
+            raise
+        return sock
+
+
+class _NotLocal(OSError):
+    """The source address belongs to another machine: the next one may not, but no port is short."""
+
+
+class _Race:
+    """Attempts to several addresses, staggered; the first to connect wins and the others are closed."""
+
+    def __init__(
+        self, dialer: Dialer, addresses: Sequence[_Address], source: SourceAddress | None, deadline: ConnectDeadline
+    ) -> None:
+        self._dialer = dialer
+        self._waiting = list(_interleave(addresses))
+        self._source = source
+        self._deadline = deadline
+        self._fault: OSError | None = None
+
+    def _failed(self, fault: OSError) -> None:
+        # "Cannot assign address" is what a family that is switched off says; any other failure tells more.
+        if self._fault is None or self._fault.errno in _NO_PORT_LEFT:
+            self._fault = fault
+
+    def run(self) -> socket.socket:
+        """Return the socket that connected first, or raise the most telling failure."""
+        with selectors.DefaultSelector() as selector:
+            winner: socket.socket | None = None
+            try:
+                winner = self._first(selector)
+            finally:
+                for key in list(selector.get_map().values()):
+                    if key.fileobj is not winner:
+                        key.fileobj.close()  # type: ignore[union-attr]  # only sockets are registered
+        winner.settimeout(None)
+        return winner
+
+    def _first(self, selector: selectors.BaseSelector) -> socket.socket:
+        while True:
+            if self._waiting and (winner := self._start(selector, self._waiting.pop(0))):
+                return winner
+            if not selector.get_map():
+                if self._waiting:
+                    continue
+                assert self._fault is not None  # every attempt ended, so at least one failed
+                raise self._fault
+            left = self._deadline.begin("connecting")
+            pause = _ATTEMPT_DELAY if self._waiting else left
+            for key, _ in selector.select(pause if left is None or pause is None else min(pause, left)):
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if not error:
+                    return sock
+                selector.unregister(sock)
+                sock.close()
+                self._failed(OSError(error, os.strerror(error)))
+
+    def _start(self, selector: selectors.BaseSelector, address: _Address) -> socket.socket | None:
+        try:
+            sock = self._dialer._prepare(address, self._source)
+        except OSError as fault:
+            self._failed(fault)
+            return None
+        try:
+            sock.setblocking(False)
+            error = sock.connect_ex(address[4])
+            if error in _IN_PROGRESS:
+                selector.register(sock, selectors.EVENT_WRITE)
+                return sock if error == 0 else None
+        except OSError as fault:
+            self._failed(fault)
+            sock.close()
+            return None
+        except BaseException:
+            sock.close()
+            raise
+        sock.close()
+        self._failed(OSError(error, os.strerror(error)))
+        return None
+
+
+def _interleave(addresses: Sequence[_Address]) -> list[_Address]:
+    """Alternate the families, beginning with the resolver's favourite (RFC 8305 section 4)."""
+    favourite = addresses[0][0]
+    first = [address for address in addresses if address[0] == favourite]
+    other = [address for address in addresses if address[0] != favourite]
+    mixed = []
+    while first or other:
+        mixed += first[:1] + other[:1]
+        first, other = first[1:], other[1:]
+    return mixed
+
+
+_resolvers = threading.BoundedSemaphore(_MAX_RESOLVERS)
+
+
+def resolve(host: str, port: int, deadline: ConnectDeadline) -> Sequence[_Address]:
+    """Resolve a name within the deadline; an IP literal is never looked up.
+
+    ``getaddrinfo`` cannot be interrupted.  Where a deadline bounds it, it runs in a short-lived daemon thread that
+    is left behind when time is up; without a deadline it runs here.
+
+    Raises:
+        socket.gaierror: The name does not resolve.
+        ConnectTimeout: Resolving took too long.
+    """
+    left = deadline.begin("resolving")
+    if left is None or _is_literal(host):
+        return _look_up(host, port)
+    if not _resolvers.acquire(timeout=left):
+        raise deadline.exceeded()
+    answer: list[Sequence[_Address] | BaseException] = []
+    done = threading.Lock()
+    done.acquire()
+
+    def look_up() -> None:
+        try:
+            answer.append(_look_up(host, port))
+        except BaseException as fault:  # noqa: BLE001  # raised again where it belongs
+            answer.append(fault)
+        finally:
+            _resolvers.release()
+            done.release()
+
+    try:
+        resolver = threading.Thread(target=look_up, name=f"pooledhttp-resolve-{host}", daemon=True)
+        resolver.start()
+    except BaseException:
+        _resolvers.release()
+        raise
+    if not done.acquire(timeout=left):
+        raise deadline.exceeded()
+    resolver.join()
+    outcome = answer.pop()
+    if isinstance(outcome, BaseException):
+        try:
+            raise outcome
+        finally:
+            del outcome  # the frame in the traceback would hold it, and it the frame
+    return outcome
+
+
+def _look_up(host: str, port: int) -> Sequence[_Address]:
+    found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    if not found:
+        raise OSError("getaddrinfo returned no address")
+    return found
+
+
+def _is_literal(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host.partition("%")[0])
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
+
+
+def create_connection(
+    address: tuple[str, int],
+    timeout: float | object | None = None,
+    source_address: SourceAddress | None = None,
+) -> socket.socket:
+    """Return a connected socket: `socket.create_connection`, but with one timeout over all addresses.
+
+    Args:
+        address: Host and port.
+        timeout: Seconds for connecting, and then the socket's timeout; ``None`` is unbounded.
+        source_address: Local (host, port) to bind, or ``None``.
+
+    Raises:
+        OSError: See `Dialer.dial`.
+    """
+    host, port = address
+    seconds = timeout if isinstance(timeout, (int, float)) else None
+    if timeout is GLOBAL_DEFAULT_TIMEOUT:
+        seconds = socket.getdefaulttimeout()
+    sources = () if source_address is None else (source_address,)
+    deadline = ConnectDeadline(seconds, what=f"{host}:{port}")
+    sock = Dialer(host=host, port=port, source_addresses=sources).dial(deadline)
+    sock.settimeout(seconds)
+    return sock
+
+
+# The default of every documented `timeout`: "whatever socket.setdefaulttimeout() said".  urllib.request passes
+# this very object, so it has to be this one.
+GLOBAL_DEFAULT_TIMEOUT: Final[object] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # see above
+
+
+def default_tls_context() -> ssl.SSLContext:
+    """Return a client context that verifies certificate and host name, and speaks http/1.1 (RFC 7301)."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def start_tls(
+    sock: socket.socket, context: ssl.SSLContext, *, server_hostname: str | None, deadline: ConnectDeadline
+) -> ssl.SSLSocket:
+    """Wrap a connected socket in TLS and shake hands within the deadline; on failure the socket is closed.
+
+    Raises:
+        ConnectTimeout: The handshake took too long.
+        ssl.SSLError: It failed; `ssl.SSLCertVerificationError` when the certificate is not the host's.
+        OSError: The socket's own errors.
+    """
+    try:
+        previous = sock.gettimeout()
+        left = deadline.begin("the TLS handshake")
+        sock.settimeout(left if previous is None or (left is not None and left < previous) else previous)
+        secured = context.wrap_socket(sock, server_hostname=server_hostname, suppress_ragged_eofs=False)
+    except TimeoutError:
+        sock.close()
+        raise deadline.exceeded() from None
+    except BaseException:
+        sock.close()
+        raise
+    secured.settimeout(previous)
+    return secured

@@ -1,0 +1,166 @@
+"""Every exception of pooledhttp, each under the standard-library class that callers already catch.
+
+A program written for ``http.client`` catches ``OSError`` and ``HTTPException``; it must keep working when
+this package takes the place of ``http.client``.  So the exceptions that ``http.client`` has *are* its
+classes, re-exported here, and ours inherit from them or from ``OSError``/``TimeoutError`` as well as from
+one root, `PooledHTTPError`.
+
+A message says what happened, to whom, the number, and the way out.  Secrets (``Authorization``,
+``Proxy-Authorization``, the userinfo of a URL) never get into one.
+"""
+
+from __future__ import annotations
+
+from http.client import (
+    BadStatusLine,
+    CannotSendHeader,
+    CannotSendRequest,
+    HTTPException,
+    ImproperConnectionState,
+    IncompleteRead,
+    InvalidURL,
+    LineTooLong,
+    NotConnected,
+    RemoteDisconnected,
+    ResponseNotReady,
+    UnimplementedFileMode,
+    UnknownProtocol,
+    UnknownTransferEncoding,
+)
+
+__all__ = [
+    "AcquireTimeout",
+    "BadStatusLine",
+    "CannotSendHeader",
+    "CannotSendRequest",
+    "ConnectTimeout",
+    "HTTPException",
+    "IllegalKeywordArgument",
+    "ImproperConnectionState",
+    "IncompleteRead",
+    "InvalidResponse",
+    "InvalidURL",
+    "LineTooLong",
+    "NotConnected",
+    "PoolClosed",
+    "PoolFull",
+    "PooledHTTPError",
+    "ReadTimeout",
+    "RemoteDisconnected",
+    "ResponseNotReady",
+    "SourcePortsExhausted",
+    "TotalTimeout",
+    "TunnelError",
+    "UnimplementedFileMode",
+    "UnknownProtocol",
+    "UnknownTransferEncoding",
+    "UnreadResponse",
+    "WriteTimeout",
+]
+
+
+class PooledHTTPError(Exception):
+    """The root of the exceptions that only pooledhttp raises.
+
+    It does not cover what passes through untouched: ``OSError``, ``ssl.SSLError`` and the
+    ``http.client`` exceptions.
+    """
+
+
+class IllegalKeywordArgument(PooledHTTPError, HTTPException, ValueError):
+    """A documented keyword was given a value that this implementation refuses.
+
+    Of the documented httplib keywords there is one: ``strict=False`` asks for HTTP/0.9, in which any bytes
+    at all count as an answer.
+    """
+
+
+class UnreadResponse(PooledHTTPError, CannotSendRequest):
+    """A second request was tried while the response before it is unread.
+
+    Raised before any byte is written.  The ways out: read the response to its end, `close()` it, or close
+    the connection.
+    """
+
+
+class InvalidResponse(PooledHTTPError, HTTPException):
+    """The peer broke the framing of HTTP/1.1, or went over one of the limits (RFC 9112)."""
+
+
+class PoolClosed(PooledHTTPError, RuntimeError):
+    """The pool (or its manager) has been closed; it lends no more connections."""
+
+
+class PoolFull(PooledHTTPError, OSError):
+    """No connection is free and `max_waiters` callers are waiting already: this one is shed at once."""
+
+
+class AcquireTimeout(PooledHTTPError, TimeoutError):
+    """No connection of the pool came free in time.
+
+    Attributes:
+        maxsize: The pool's limit, in connections.
+        leased: How many connections were lent at that moment.
+        idle: How many were idle.
+        opening: How many were being opened.
+        waiting: How many other callers were waiting.
+        oldest_lease: A sentence about the borrower that holds its connection longest, or ``None``.
+        last_connect_error: The newest failure to connect to this origin, or ``None``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        maxsize: int = 0,
+        leased: int = 0,
+        idle: int = 0,
+        opening: int = 0,
+        waiting: int = 0,
+        oldest_lease: str | None = None,
+        last_connect_error: BaseException | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.maxsize = maxsize
+        self.leased = leased
+        self.idle = idle
+        self.opening = opening
+        self.waiting = waiting
+        self.oldest_lease = oldest_lease
+        self.last_connect_error = last_connect_error
+
+
+class ConnectTimeout(PooledHTTPError, TimeoutError):
+    """Resolving, connecting, the tunnel or the TLS handshake took longer than `Timeout.connect` seconds."""
+
+
+class ReadTimeout(PooledHTTPError, TimeoutError):
+    """The peer was silent for `Timeout.read` seconds while a response was awaited."""
+
+
+class WriteTimeout(PooledHTTPError, TimeoutError):
+    """The peer took no byte of the request for `Timeout.write` seconds."""
+
+
+class TotalTimeout(PooledHTTPError, TimeoutError):
+    """The whole call, from acquire to the last byte of the body, took longer than its total."""
+
+
+class TunnelError(PooledHTTPError, OSError):
+    """The proxy refused the CONNECT request (RFC 9110 section 9.3.6).
+
+    Attributes:
+        status: The status code of the proxy's answer.
+        headers: The header fields of that answer, as (name, value) pairs.
+        body: What came of its body, cut at 64 KiB.
+    """
+
+    def __init__(self, message: str, *, status: int, headers: list[tuple[str, str]], body: bytes = b"") -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class SourcePortsExhausted(PooledHTTPError, OSError):
+    """No source port is left for this source address (EADDRNOTAVAIL or EADDRINUSE)."""

@@ -1,0 +1,211 @@
+"""`PoolManager`: from a URL to the pool of its origin, and a bound on how many pools there are.
+
+The manager's lock guards its dict alone.  It is never held while a pool's lock is taken, and a known origin is looked
+up without it.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import TYPE_CHECKING, Final, Self
+
+from .config import PoolConfig, PoolOptions
+from .errors import InvalidURL, PoolClosed
+from .origin import split_host_port
+from .pool import ConnectionContext, ConnectionPool, StreamContext
+from .request import NO_HEADERS, BodySource, Headers
+from .response import Response
+from .stats import PoolStats
+from .timeouts import Timeout
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+_split = re.compile(r"(?i:(https?)://)([^/?#]*)([^#]*)(?:#.*)?", re.DOTALL).fullmatch
+# URLs are spelt in many ways; so many spellings of origins are remembered for each pool that may exist.
+_SPELLINGS_PER_POOL: Final = 4
+_Key = tuple[str, str, int]
+
+
+def split_url(url: str) -> tuple[str, str, str]:
+    """Split a URL into scheme, authority and request target.
+
+    Args:
+        url: ``http://`` or ``https://``, a host, and what else there is; a fragment is left out (RFC 9110 section 7.1).
+
+    Raises:
+        InvalidURL: It is no such URL, or it holds userinfo, whose place is the Authorization field.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str, not {type(url).__name__}")
+    match = _split(url)
+    if match is None:
+        raise InvalidURL("the URL must begin with http:// or https://")
+    scheme, authority, target = match.groups()
+    if "@" in authority:
+        raise InvalidURL("the URL holds userinfo: send an Authorization header instead")
+    if not authority:
+        raise InvalidURL("the URL has no host")
+    return scheme.lower(), authority, target if target.startswith("/") else "/" + target
+
+
+class PoolManager:
+    """One `ConnectionPool` for each origin, made when first needed.
+
+    Args:
+        max_pools: The most pools at a time.  Beyond it, the one that has been unused longest is closed; pools with a
+            lent connection never are, so there may be more for as long as they are in use.
+        config: The settings of every pool; ``None``: made from `options`.
+        options: The keywords of `PoolConfig`, if `config` is not given.
+
+    Raises:
+        TypeError, ValueError: A setting is malformed; see `PoolConfig`.
+    """
+
+    def __init__(
+        self, *, max_pools: int = 100, config: PoolConfig | None = None, **options: Unpack[PoolOptions]
+    ) -> None:
+        if isinstance(max_pools, bool) or not isinstance(max_pools, int):
+            raise TypeError(f"max_pools must be an int, not {max_pools!r}")
+        if max_pools < 1:
+            raise ValueError(f"max_pools must be at least 1, not {max_pools!r}")
+        if config is not None and options:
+            raise TypeError("give either config or single settings, not both")
+        self.config = PoolConfig(**options) if config is None else config
+        self.max_pools = max_pools
+        # Guards the two dicts.  Never under it: a pool's lock, or anything that blocks.
+        self._lock = threading.Lock()
+        self._pools: dict[_Key, ConnectionPool] = {}  # in the order in which they were made or last missed
+        self._by_spelling: dict[str, ConnectionPool] = {}  # "http://host:port", as callers write it
+        self._is_closed = False
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        body: BodySource | None = None,
+        headers: Headers = NO_HEADERS,
+        *,
+        timeout: Timeout | float | None = None,
+    ) -> Response:
+        """Send a request to a URL and read the whole response; see `ConnectionPool.request`.
+
+        Raises:
+            InvalidURL: The URL is malformed; nothing was opened.
+            PoolClosed: The manager is closed.
+            As `ConnectionPool.request`.
+        """
+        while True:
+            pool, target = self._route(url)
+            prepared = pool._prepare(method, target, body, headers)
+            try:
+                return pool._request(prepared, url, timeout)
+            except PoolClosed:
+                # Evicted between the look-up and the acquire: nothing was sent, and the next look-up makes another.
+                if self._is_closed:
+                    raise PoolClosed("the pool manager is closed") from None
+
+    def stream(
+        self,
+        method: str,
+        url: str,
+        body: BodySource | None = None,
+        headers: Headers = NO_HEADERS,
+        *,
+        timeout: Timeout | float | None = None,
+    ) -> StreamContext:
+        """Send a request to a URL and lend its response; see `ConnectionPool.stream`."""
+        pool, target = self._route(url)
+        return pool.stream(method, target, body, headers, timeout=timeout)
+
+    def connection(self, url: str, timeout: Timeout | float | None = None) -> ConnectionContext:
+        """Lend a connection to a URL's origin; see `ConnectionPool.connection`."""
+        return self.pool(url).connection(timeout)
+
+    def pool(self, url: str) -> ConnectionPool:
+        """Return the pool of a URL's origin, made now if there is none.
+
+        Raises:
+            InvalidURL: The URL is malformed.
+            PoolClosed: The manager is closed.
+        """
+        return self._route(url)[0]
+
+    def _route(self, url: str) -> tuple[ConnectionPool, str]:
+        """Return a URL's pool and its request target."""
+        slash = url.find("/", 8) if isinstance(url, str) else -1
+        if slash > 0:
+            pool = self._by_spelling.get(url[:slash])
+            if pool is not None and not pool.is_closed:
+                fragment = url.find("#", slash)
+                return pool, url[slash:] if fragment < 0 else url[slash:fragment]
+        scheme, authority, target = split_url(url)
+        pool = self._find(scheme, authority)
+        if slash > 0 and len(self._by_spelling) < self.max_pools * _SPELLINGS_PER_POOL:
+            with self._lock:
+                self._by_spelling[url[:slash]] = pool
+        return pool, target
+
+    def _find(self, scheme: str, authority: str) -> ConnectionPool:
+        host, port = split_host_port(authority, None, 443 if scheme == "https" else 80)
+        candidate = (scheme, host.lower(), port)
+        with self._lock:
+            pool = self._pools.get(candidate)
+            if pool is not None and not pool.is_closed:
+                return pool
+            if self._is_closed:
+                raise PoolClosed("the pool manager is closed")
+            pool = ConnectionPool(candidate[1], candidate[2], scheme=scheme, config=self.config)
+            self._pools[candidate] = pool
+            others = [other for key, other in self._pools.items() if key != candidate]
+        self._evict(others)
+        return pool
+
+    def _evict(self, others: list[ConnectionPool]) -> None:
+        """Close unused pools until there are no more than allowed."""
+        surplus = len(others) + 1 - self.max_pools
+        if surplus <= 0:
+            return
+        evicted: list[ConnectionPool] = []
+        for pool in sorted(others, key=lambda other: other.last_used):
+            if len(evicted) == surplus:
+                break
+            if pool.close_if_unused():
+                evicted.append(pool)
+        with self._lock:
+            self._pools = {key: pool for key, pool in self._pools.items() if pool not in evicted}
+            self._by_spelling = {key: pool for key, pool in self._by_spelling.items() if pool not in evicted}
+
+    def pools(self) -> list[ConnectionPool]:
+        """Return the pools that exist now."""
+        with self._lock:
+            return list(self._pools.values())
+
+    def stats(self) -> dict[str, PoolStats]:
+        """Return the numbers of every pool by its origin, like ``http://orders:8080``."""
+        return {pool.origin: pool.stats() for pool in self.pools()}
+
+    def prune(self, *, everything: bool = False) -> int:
+        """Close idle connections that are past a limit or ended, in every pool; see `ConnectionPool.prune`."""
+        return sum(pool.prune(everything=everything) for pool in self.pools())
+
+    def close(self) -> None:
+        """Close every pool; leased connections are closed when they come back.  A second call does nothing."""
+        with self._lock:
+            self._is_closed = True
+            pools = list(self._pools.values())
+        for pool in pools:
+            pool.close()
+
+    def __enter__(self) -> Self:
+        """Return the manager."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close every pool."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Show how many pools there are."""
+        return f"<PoolManager pools={len(self._pools)} max_pools={self.max_pools}>"

@@ -1,0 +1,381 @@
+"""`ConnectionPool`: the connections to one origin, and one request from start to end.
+
+The walk of a request: `request` prepares it (nothing is open yet), `_exchange` acquires a connection, sends and
+receives, `_release` puts the connection back.  How connections are lent is the business of `lending.Lender`; when a
+request is sent a second time, that of `retry`.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from .config import PoolConfig, PoolOptions
+from .conn import PEER_STOPPED_READING, HTTPConnection, State
+from .errors import HTTPException, InvalidURL
+from .lending import Lender, outcome_of
+from .request import NO_HEADERS, BodySource, Headers, PreparedRequest, prepare, without_userinfo
+from .response import Response, StreamedResponse
+from .retry import is_late_timeout, may_resend
+from .stats import OUTCOME_BY_STATUS_CLASS, RequestOutcome, Tally
+from .timeouts import Deadline, Timeout, check_seconds
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+_Result = TypeVar("_Result")
+_REQUEST_SENT: Final = State.REQUEST_SENT
+
+
+class ConnectionPool(Lender):
+    """A pool of connections to one origin, safe to use from any number of threads.
+
+    Args:
+        host: Name or address; ``"host:port"`` and ``"[::1]:80"`` carry the port along.
+        port: TCP port; ``None``: from `host`, else the scheme's.
+        scheme: ``"http"`` or ``"https"``.
+        config: The settings; ``None``: made from `options`.
+        options: The keywords of `PoolConfig`, if `config` is not given.
+
+    Raises:
+        InvalidURL: Host, port or scheme is malformed.
+        TypeError, ValueError: A setting is; see `PoolConfig`.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int | None = None,
+        *,
+        scheme: str = "http",
+        config: PoolConfig | None = None,
+        **options: Unpack[PoolOptions],
+    ) -> None:
+        if config is not None and options:
+            raise TypeError("give either config or single settings, not both")
+        super().__init__(host, port, scheme, PoolConfig(**options) if config is None else config)
+        if self.config.registry is not None:
+            _watch(self, self._tally)
+
+    # --- one call: request, stream --------------------------------------------------------------------
+
+    def request(
+        self,
+        method: str,
+        target: str,
+        body: BodySource | None = None,
+        headers: Headers = NO_HEADERS,
+        *,
+        timeout: Timeout | float | None = None,
+    ) -> Response:
+        """Send a request and read the whole response; the connection is back before this returns.
+
+        Args:
+            method: The method, as it shall stand on the wire.
+            target: The request target, beginning with ``/`` (or ``*``), already percent-encoded.
+            body: bytes, str (sent as latin-1), a file, or an iterable of bytes.
+            headers: Fields to send.
+            timeout: A number is the total of the whole call in seconds; a `Timeout` replaces the pool's, and ``None``
+                leaves it.
+
+        Returns:
+            The response, with its body in `data`; a status like 404 or 500 is no error.
+
+        Raises:
+            ValueError: The request is malformed (`InvalidURL`: its target); nothing was opened.
+            AcquireTimeout: No connection came free in time.
+            PoolFull: Too many wait already.
+            PoolClosed: The pool is closed.
+            ConnectTimeout, ReadTimeout, WriteTimeout, TotalTimeout: A limit fired.
+            IncompleteRead: The connection ended before the body did.
+            HTTPException: What came is no HTTP/1 response.
+            OSError: The socket's own errors.
+        """
+        prepared = self._prepare(method, target, body, headers)
+        return self._request(prepared, target, timeout)
+
+    def _prepare(self, method: str, target: str, body: BodySource | None, headers: Headers) -> PreparedRequest:
+        if target[:1] != "/" and target != "*":
+            raise InvalidURL("the request target must begin with '/'; a whole URL goes to a PoolManager")
+        return prepare(method, target, body, headers, constant_fields=self._constant_fields)
+
+    def _request(self, prepared: PreparedRequest, url: str, timeout: Timeout | float | None) -> Response:
+        """Perform a prepared request: the walk that `request` promises, once down and once up."""
+        now = self._clock()
+        timeouts = self._timeouts
+        deadline = None
+        if timeout is not None or timeouts.total is not None:
+            timeouts, deadline = self._limits(timeout, prepared)
+        conn, resends, (head, data, trailers) = self._exchange(prepared, timeouts, deadline, now, HTTPConnection.fetch)
+        self._release(conn, OUTCOME_BY_STATUS_CLASS[head.status // 100], now)
+        return Response(head, data, prepared.method, url, resends, trailers)
+
+    def stream(
+        self,
+        method: str,
+        target: str,
+        body: BodySource | None = None,
+        headers: Headers = NO_HEADERS,
+        *,
+        timeout: Timeout | float | None = None,
+    ) -> StreamContext:
+        """Send a request and lend its response, for bodies that are to be read in pieces.
+
+        ``with pool.stream("GET", "/export") as response:`` gives a `StreamedResponse`; leaving the block gives the
+        connection back.  Of a body that is left unread, a bounded rest is drained; beyond it the connection is closed.
+
+        Args and errors are those of `request`; they arise on entering the block.
+        """
+        return StreamContext(self, self._prepare(method, target, body, headers), target, timeout)
+
+    def _exchange(
+        self,
+        prepared: PreparedRequest,
+        timeouts: Timeout,
+        deadline: Deadline | None,
+        started: float,
+        receive: Callable[[HTTPConnection], _Result],
+    ) -> tuple[HTTPConnection, int, _Result]:
+        """Acquire, send and receive; once more on a new connection where the stale-resend rule allows it.
+
+        Returns:
+            The connection, still leased, how often the request was sent again, and what `receive` gave.
+        """
+        try:
+            conn = self._acquire(started, timeouts, deadline)
+        except BaseException as fault:
+            self._count_request(outcome_of(fault), started)
+            raise
+        was_reused = conn._exchanges > 0
+        try:
+            result = self._send_and_receive(conn, prepared, deadline, receive)
+        except BaseException as fault:
+            if not self._may_resend(conn, prepared, fault, was_reused=was_reused):
+                is_stale = was_reused and conn._failed_unanswered and isinstance(fault, (ConnectionError, ssl.SSLError))
+                self._abort(conn, fault, outcome_of(fault), started, is_stale=is_stale)
+                raise
+        else:
+            head = conn._head
+            if head is None or head.status != 408 or not self._is_late_timeout(conn, prepared, was_reused=was_reused):
+                return conn, 0, result
+        try:
+            conn = self._replace(conn, timeouts, deadline)
+        except BaseException as fault:
+            self._count_request(outcome_of(fault), started)
+            raise
+        try:
+            return conn, 1, self._send_and_receive(conn, prepared, deadline, receive)
+        except BaseException as fault:
+            self._abort(conn, fault, outcome_of(fault), started)
+            raise
+
+    @staticmethod
+    def _send_and_receive(
+        conn: HTTPConnection,
+        prepared: PreparedRequest,
+        deadline: Deadline | None,
+        receive: Callable[[HTTPConnection], _Result],
+    ) -> _Result:
+        if deadline is not None:
+            deadline.enter("exchange")
+        try:
+            conn.perform(prepared)
+        except PEER_STOPPED_READING:
+            if conn._state is not _REQUEST_SENT:
+                raise
+            # The peer may have answered before it stopped reading: receive() looks, or raises this very error.
+        return receive(conn)
+
+    def _may_resend(
+        self, conn: HTTPConnection, prepared: PreparedRequest, fault: BaseException, *, was_reused: bool
+    ) -> bool:
+        return self.config.resend_stale and may_resend(
+            prepared,
+            fault,
+            was_reused=was_reused,
+            is_unsent=conn._failed_unsent,
+            is_unanswered=conn._failed_unanswered,
+        )
+
+    def _is_late_timeout(self, conn: HTTPConnection, prepared: PreparedRequest, *, was_reused: bool) -> bool:
+        head = conn._head
+        return (
+            self.config.resend_stale
+            and head is not None
+            and is_late_timeout(prepared, head.status, was_reused=was_reused, will_close=not head.is_persistent)
+        )
+
+    def _count_request(self, outcome: RequestOutcome, started: float) -> None:
+        """Count a call that ended without a connection."""
+        now = self._clock()
+        with self._lock:
+            self._tally.requests[outcome] += 1
+            self._tally.request.observe(now - started)
+
+    # --- lending --------------------------------------------------------------------------------------
+
+    def acquire(self, timeout: Timeout | float | None = None) -> HTTPConnection:
+        """Lend a connection; `release` must follow, whatever happens.  `connection` sees to that by itself.
+
+        Args:
+            timeout: A number bounds the acquiring, connecting included, in seconds.  A `Timeout` replaces the pool's:
+                its `read` and `write` hold for the lease, and its `total` bounds the lease as a whole.
+
+        Returns:
+            A documented `HTTPConnection`, connected and idle.
+
+        Raises:
+            AcquireTimeout: No connection came free in time.
+            PoolFull: Too many wait already.
+            PoolClosed: The pool is closed.
+            ConnectTimeout: Connecting took too long.
+            OSError: The socket's own errors.
+        """
+        now = self._clock()
+        if isinstance(timeout, (int, float)):
+            check_seconds("timeout", timeout, zero=True)
+            deadline = Deadline(timeout, what=f"acquiring a connection to {self.origin}", clock=self._clock)
+            conn = self._acquire(now, self._timeouts, deadline)
+            conn._lend(None, self._timeouts)
+            return conn
+        timeouts, lease_deadline = self._limits(timeout, None)
+        return self._acquire(now, timeouts, lease_deadline)
+
+    def release(self, conn: HTTPConnection) -> None:
+        """Take a connection back; a second time does nothing.
+
+        It stays open only if it is provably back at idle.  Of an unread body a bounded rest is drained (`drain_bytes`,
+        `drain_seconds`); beyond that, or with a request under way, the connection is closed.
+
+        Raises:
+            ValueError: The connection is not from this pool.
+        """
+        self._release(conn, None, 0.0)
+
+    def connection(self, timeout: Timeout | float | None = None) -> ConnectionContext:
+        """Lend a connection for a ``with`` block; `timeout` and errors are those of `acquire`.
+
+        A block that ends by an exception closes the connection: nobody knows how far the exchange had come.
+        """
+        return ConnectionContext(self, timeout)
+
+    def _limits(
+        self, timeout: Timeout | float | None, prepared: PreparedRequest | None
+    ) -> tuple[Timeout, Deadline | None]:
+        timeouts = self._timeouts
+        total = timeouts.total
+        if isinstance(timeout, Timeout):
+            timeouts = timeout
+            total = timeout.total
+        elif timeout is not None:
+            check_seconds("timeout", timeout)
+            total = timeout
+        if total is None:
+            return timeouts, None
+        what = (
+            f"{prepared.method} {self.origin}{without_userinfo(prepared.target)}"
+            if prepared
+            else f"the lease of {self.origin}"
+        )
+        deadline = Deadline(total, what=what, clock=self._clock)
+        deadline.enter("acquire")
+        return timeouts, deadline
+
+    def __enter__(self) -> Self:
+        """Return the pool."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the pool."""
+        self.close()
+
+
+class ConnectionContext:
+    """The ``with`` block of `ConnectionPool.connection`."""
+
+    __slots__ = ("_conn", "_pool", "_timeout")
+
+    def __init__(self, pool: ConnectionPool, timeout: Timeout | float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._conn: HTTPConnection | None = None
+
+    def __enter__(self) -> HTTPConnection:
+        """Acquire a connection."""
+        self._conn = conn = self._pool.acquire(self._timeout)
+        return conn
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release it, or close it if the block ended by an exception."""
+        conn, self._conn = self._conn, None
+        if conn is None or conn._lease is None:
+            return
+        if fault is not None:
+            self._pool._abort(conn, fault, None, 0.0)
+        else:
+            self._pool.release(conn)
+
+
+class StreamContext:
+    """The ``with`` block of `ConnectionPool.stream`."""
+
+    __slots__ = ("_conn", "_pool", "_prepared", "_response", "_started", "_timeout", "_url")
+
+    def __init__(
+        self, pool: ConnectionPool, prepared: PreparedRequest, url: str, timeout: Timeout | float | None
+    ) -> None:
+        self._pool = pool
+        self._prepared = prepared
+        self._url = url
+        self._timeout = timeout
+        self._conn: HTTPConnection | None = None
+        self._response: StreamedResponse | None = None
+        self._started = 0.0
+
+    def __enter__(self) -> StreamedResponse:
+        """Send the request and receive the head."""
+        pool = self._pool
+        self._started = pool._clock()
+        timeouts, deadline = pool._limits(self._timeout, self._prepared)
+        self._conn, resends, response = pool._exchange(
+            self._prepared, timeouts, deadline, self._started, _receive_streamed
+        )
+        self._response = response
+        response.resends = resends
+        response.url = self._url
+        return response
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release the connection, or close it if the block ended by an exception."""
+        conn, response = self._conn, self._response
+        self._conn = self._response = None
+        if conn is None or response is None or conn._lease is None:
+            return
+        outcome = OUTCOME_BY_STATUS_CLASS[response.status // 100]
+        if fault is None:
+            self._pool._release(conn, outcome, self._started)
+            return
+        if isinstance(fault, (OSError, HTTPException)) and response.is_broken:
+            outcome = outcome_of(fault)
+        self._pool._abort(conn, fault, outcome, self._started)
+
+
+def _receive_streamed(conn: HTTPConnection) -> StreamedResponse:
+    return conn._respond(StreamedResponse)
+
+
+def _watch(pool: ConnectionPool, tally: Tally) -> None:
+    """Show the pool's numbers in its registry, where prometheus_client is installed."""
+    try:
+        from .metrics import watch
+    except ModuleNotFoundError as missing:
+        if missing.name != "prometheus_client":
+            raise
+        return
+    watch(pool, tally, registry=pool.config.registry)

@@ -1,0 +1,277 @@
+"""One request, made ready before anything is opened: its head, its body, and what may be done with it.
+
+Everything that a caller can get wrong is found here, so that a bad method, target or header costs no connection and
+puts no byte on the wire.  The bytes themselves are built by `wire.request_head`, the only writer there is.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from .wire import FieldValue, field_lines, request_head
+
+
+class Readable(Protocol):
+    """A body that is read in blocks."""
+
+    def read(self, size: int, /) -> bytes | str:
+        """Return at most size bytes; none at the end."""
+
+
+# Any: what stands in a mapping of headers is checked one by one; `object` would refuse Mapping[str, str | int].
+Headers = Mapping[str, Any] | Mapping[bytes, Any]
+BodySource = bytes | bytearray | memoryview | str | Readable | Iterable[bytes]
+Field = tuple[str | bytes, FieldValue]
+NO_HEADERS: Final[Mapping[str, Any]] = {}
+
+# A body up to this many bytes leaves in one send with its head; a longer one is not worth copying.
+ONE_SEND_BYTES: Final = 65536
+# RFC 9110 section 9.2.2, less CONNECT, which is no request to a resource.
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+# Without a body these say so with Content-Length: 0 (RFC 9110 section 8.6).
+_BODY_EXPECTED: Final = frozenset({"PATCH", "POST", "PUT"})
+_SECRET_FIELDS: Final = (b"authorization:", b"proxy-authorization:", b"cookie:")
+
+
+class PreparedRequest:
+    """A request that is known to be well formed.
+
+    Attributes:
+        method: The method.
+        target: The request target.
+        head: The head as bytes; a small body stands behind it already, so that both leave in one send.
+        body: The rest of the body, or ``None``.
+        is_chunked: Whether `body` is to be put into chunks (RFC 9112 section 7.1).
+        is_idempotent: Whether sending it twice means no more than sending it once (RFC 9110 section 9.2.2), or
+            an Idempotency-Key says so.
+        is_replayable: Whether the body can be sent a second time.
+    """
+
+    __slots__ = ("body", "head", "is_chunked", "is_idempotent", "is_replayable", "method", "target")
+
+    def __init__(self, method: str, target: str, head: bytes) -> None:
+        self.method = method
+        self.target = target
+        self.head = head
+        self.body: BodySource | None = None
+        self.is_chunked = False
+        self.is_idempotent = method in IDEMPOTENT
+        self.is_replayable = True
+
+
+def prepare(
+    method: str,
+    target: str,
+    body: BodySource | None,
+    headers: Headers,
+    *,
+    constant_fields: list[Field],
+    encode_chunked: bool = False,
+    version: str = "HTTP/1.1",
+) -> PreparedRequest:
+    """Check a request and build its head.
+
+    Args:
+        method: The method, as it shall stand on the wire.
+        target: The request target; empty means ``/``.
+        body: bytes, str (sent as latin-1), a file, or an iterable of bytes; ``None`` for none.
+        headers: Fields to send; Content-Length is added where it is missing.
+        constant_fields: Host and Accept-Encoding, for where `headers` have none.
+        encode_chunked: Whether to put a body into chunks when `headers` hold Transfer-Encoding.
+        version: ``HTTP/1.1`` or ``HTTP/1.0``.
+
+    Raises:
+        ValueError: Method or headers would break the request (`InvalidURL`: the target).
+        TypeError: Something is of another type.
+    """
+    if body is None and not headers and method not in _BODY_EXPECTED:
+        lines = constant_fields.lines if isinstance(constant_fields, ConstantFields) else field_lines(constant_fields)
+        head = request_head(method, target or "/", (), version=version, checked_lines=lines)
+        return PreparedRequest(method, target, head)
+    if isinstance(body, str):
+        body = encode_body(body)
+    fields, is_chunked, names = complete_fields(
+        method, body, headers, constant_fields=constant_fields, encode_chunked=encode_chunked
+    )
+    head = request_head(method, target or "/", fields, version=version)
+    if isinstance(body, bytes) and len(body) <= ONE_SEND_BYTES and not is_chunked:
+        head += body
+        body = None
+    prepared = PreparedRequest(method, target, head)
+    prepared.body = body
+    prepared.is_chunked = is_chunked
+    prepared.is_idempotent = method in IDEMPOTENT or "idempotency-key" in names
+    prepared.is_replayable = body is None or isinstance(body, (bytes, bytearray, memoryview))
+    return prepared
+
+
+def complete_fields(
+    method: str, body: BodySource | None, headers: Headers, *, constant_fields: list[Field], encode_chunked: bool
+) -> tuple[list[Field], bool, set[str]]:
+    """Add the fields that a request needs and its caller has not given.
+
+    Returns:
+        All fields, whether we put the body into chunks, and the names of the caller's fields in lower case.
+    """
+    fields = list(constant_fields)
+    names: set[str] = set()
+    if headers:
+        names = {lower(name) for name in headers}
+        if "host" in names or "accept-encoding" in names:
+            fields = [field for field in fields if lower(field[0]) not in names]
+    is_chunked = False
+    if "content-length" in names or (body is None and str(method).upper() not in _BODY_EXPECTED):
+        pass
+    elif "transfer-encoding" in names:
+        is_chunked = encode_chunked and body is not None
+    else:
+        length = body_length(body)
+        if length is None:
+            is_chunked = True
+            fields.append(("Transfer-Encoding", "chunked"))
+        else:
+            fields.append(("Content-Length", length))
+    if headers:
+        fields.extend(headers.items())
+    return fields, is_chunked, names
+
+
+def host_field(host: str, port: int, *, default_port: int) -> str:
+    """Return the value of the Host field (RFC 9112 section 3.2): brackets around IPv6, no zone, no default port."""
+    name = host.partition("%")[0]  # a zone means something on this machine only (RFC 6874)
+    name = f"[{name}]" if ":" in name else name
+    return name if port == default_port else f"{name}:{port}"
+
+
+class ConstantFields(list[Field]):
+    """The fields that every request to an origin begins with, and their lines, which are checked once."""
+
+    __slots__ = ("lines",)
+
+    def __init__(self, fields: Iterable[Field]) -> None:
+        super().__init__(fields)
+        self.lines = field_lines(self)
+
+
+def constant_fields(host: str, port: int, *, default_port: int) -> ConstantFields:
+    """Return the fields that every request to an origin begins with."""
+    # Nothing is decoded here, so nothing encoded is asked for.
+    host_line = ("Host", host_field(host, port, default_port=default_port))
+    return ConstantFields([host_line, ("Accept-Encoding", "identity")])
+
+
+# --- bodies ---------------------------------------------------------------------------------------------
+
+
+def body_length(body: BodySource | None) -> int | None:
+    """Return the length of a body in bytes, or ``None`` when only sending it will tell."""
+    if body is None:
+        return 0
+    if isinstance(body, (bytes, bytearray)):
+        return len(body)
+    if hasattr(body, "read"):
+        return _file_length(body)
+    try:
+        return memoryview(body).nbytes  # type: ignore[arg-type]  # whether it can be viewed is the question
+    except TypeError:
+        return None
+
+
+def _file_length(file: object) -> int | None:
+    """Return how many bytes a regular file has from its position on; ``None`` for anything else."""
+    if isinstance(file, io.TextIOBase):
+        return None  # its characters are not bytes yet
+    try:
+        status = os.fstat(file.fileno())  # type: ignore[attr-defined]  # not every file has one: see below
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return max(status.st_size - int(file.tell()), 0)  # type: ignore[attr-defined]  # as above
+    except (AttributeError, OSError, TypeError, ValueError):
+        return None
+
+
+def blocks(body: BodySource, blocksize: int) -> Iterable[bytes | bytearray | memoryview]:
+    """Return a body in the blocks in which it is sent.
+
+    Raises:
+        TypeError: It is none of the documented kinds.
+    """
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return (body,)
+    read = getattr(body, "read", None)
+    if read is not None:
+        return _file_blocks(body, blocksize)  # type: ignore[arg-type]  # it has just been asked
+    try:
+        return (memoryview(body),)  # type: ignore[arg-type]  # array.array and the like
+    except TypeError:
+        pass
+    if isinstance(body, str) or not isinstance(body, Iterable):
+        raise TypeError(f"data should be a bytes-like object or an iterable, got {type(body)!r}")
+    return body
+
+
+def _file_blocks(file: Readable, blocksize: int) -> Iterable[bytes]:
+    while block := file.read(blocksize):
+        yield block.encode("latin-1") if isinstance(block, str) else block
+
+
+def encode_body(body: str) -> bytes:
+    """Encode a body as latin-1, the documented encoding of str.
+
+    Raises:
+        UnicodeEncodeError: It holds other characters.
+    """
+    try:
+        return body.encode("latin-1")
+    except UnicodeEncodeError as fault:
+        raise UnicodeEncodeError(
+            fault.encoding,
+            fault.object,
+            fault.start,
+            fault.end,
+            "body is not latin-1: encode it, for instance body.encode('utf-8'), before it is sent",
+        ) from None
+
+
+# --- fields ---------------------------------------------------------------------------------------------
+
+
+def lower(name: object) -> str:
+    """Return a field's name in lower case."""
+    return name.lower() if isinstance(name, str) else field_bytes(name).decode("latin-1").lower()
+
+
+def field_bytes(part: object) -> bytes:
+    """Return a field's name or value as bytes."""
+    if isinstance(part, bytes):
+        return part
+    if isinstance(part, str):
+        return part.encode("latin-1")
+    if isinstance(part, int):
+        return str(part).encode("ascii")
+    raise TypeError(f"a header name or value must be str, bytes or int, not {type(part).__name__}")
+
+
+def without_userinfo(target: str) -> str:
+    """Return a request target without what may be a password in it."""
+    if "@" not in target:
+        return target
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        return "(a malformed target)"
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def redacted(head: bytes) -> bytes:
+    """Return a head for printing: the values of credentials replaced."""
+    lines = head.split(b"\r\n")
+    shown = [
+        line.partition(b":")[0] + b": [hidden]" if line.lower().startswith(_SECRET_FIELDS) else line for line in lines
+    ]
+    return b"\r\n".join(shown)

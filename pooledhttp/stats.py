@@ -1,0 +1,331 @@
+"""The numbers of a pool: Tally (counting), Histogram (buckets) and PoolStats (what users see).
+
+The core counts with plain integers and floats while it holds the pool's lock anyway; nothing here takes a
+lock, reads a clock or knows Prometheus.  Reading happens at scrape time: `metrics.py` asks each pool for a
+`PoolStats`, a frozen copy.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TypeVar
+
+_Kind = TypeVar("_Kind", bound=str)
+
+
+class CloseReason(StrEnum):
+    """Why a connection ended; a closed set, so that every value is on the dashboard from the start."""
+
+    IDLE = "idle"  # our idle limit, or the one the server announced
+    MAX_AGE = "max_age"
+    MAX_REQUESTS = "max_requests"
+    SERVER_CLOSE = "server_close"  # the response said so: Connection: close, HTTP/1.0, or a body without a length
+    STALE_EOF = "stale_eof"  # the peer had closed it while it was idle
+    STALE_RESET = "stale_reset"  # the peer had reset it while it was idle
+    STALE_408 = "stale_408"  # the peer had sent 408 Request Timeout while it was idle
+    UNSOLICITED = "unsolicited"  # the peer had sent bytes that nobody asked for while it was idle
+    LEFTOVER = "leftover"  # bytes stood behind a complete response
+    UNREAD = "unread"  # given back with more unread body than may be drained
+    TRUNCATED = "truncated"  # the body ended before its framing said so
+    TIMEOUT = "timeout"  # one of the limits of Timeout fired during an exchange
+    ERROR = "error"  # anything else that went wrong during an exchange, also the borrower's own exception
+    CLIENT_CLOSE = "client_close"  # the borrower called close() on it, or switched its protocol (101)
+    EVICTED = "evicted"  # prune(), or making room
+    POOL_CLOSED = "pool_closed"
+    LEAKED = "leaked"  # collected by the garbage collector while lent
+
+
+class AcquireOutcome(StrEnum):
+    """How an acquire ended; every acquire ends in exactly one."""
+
+    REUSED = "reused"
+    OPENED = "opened"
+    TIMEOUT = "timeout"
+    REJECTED = "rejected"  # the pool is closed, or max_waiters were waiting already
+    ERROR = "error"  # connecting failed, or the caller was interrupted
+
+
+class ConnectFailure(StrEnum):
+    """Why a connection could not be opened."""
+
+    DNS = "dns"
+    REFUSED = "refused"
+    TIMEOUT = "timeout"
+    TLS = "tls"
+    PROXY = "proxy"
+    OTHER = "other"
+
+
+class RequestOutcome(StrEnum):
+    """How a call of the pool's own request API ended."""
+
+    STATUS_1XX = "1xx"
+    STATUS_2XX = "2xx"
+    STATUS_3XX = "3xx"
+    STATUS_4XX = "4xx"
+    STATUS_5XX = "5xx"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+class StaleOutcome(StrEnum):
+    """What became of a request whose kept-alive connection turned out dead."""
+
+    RETRIED = "retried"
+    RAISED = "raised"
+
+
+class DrainOutcome(StrEnum):
+    """What became of the unread rest of a body when its connection was given back."""
+
+    DRAINED = "drained"
+    CLOSED = "closed"
+
+
+# Bounds in seconds.  Wait and connect share theirs; every alert threshold is one of these bounds.
+WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+USE_BOUNDS = (0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0)
+REQUEST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+# A status line has three digits, and the first may be up to 9 (RFC 9110 section 15: unknown classes are 5xx to us).
+_BY_CLASS = {1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx"}
+OUTCOME_BY_STATUS_CLASS: Mapping[int, RequestOutcome] = MappingProxyType(
+    {hundreds: RequestOutcome(_BY_CLASS.get(hundreds, "5xx")) for hundreds in range(1, 10)}
+)
+
+
+class Histogram:
+    """Counts of observations by fixed upper bounds, and their sum.
+
+    Args:
+        bounds: Upper bounds, ascending, in seconds; one more bucket catches what is above the last.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one observation; a value equal to a bound belongs to that bound (Prometheus' ``le``)."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.sum += seconds
+
+    def freeze(self) -> HistogramStats:
+        """Return a frozen copy."""
+        return HistogramStats(bounds=self.bounds, counts=tuple(self.counts), sum=self.sum)
+
+    def add(self, other: Histogram) -> None:
+        """Add the observations of another histogram with the same bounds."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistogramStats:
+    """A frozen histogram.
+
+    Attributes:
+        bounds: Upper bounds in seconds, ascending.
+        counts: Observations per bucket (not cumulative); one more than there are bounds.
+        sum: The sum of all observations, in seconds.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        """How many observations there are."""
+        return sum(self.counts)
+
+    def __add__(self, other: HistogramStats) -> HistogramStats:
+        """Return the two together; the bounds must be the same."""
+        return HistogramStats(
+            bounds=self.bounds,
+            counts=tuple(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)),
+            sum=self.sum + other.sum,
+        )
+
+    def quantile(self, q: float) -> float:
+        """Estimate the q-quantile (0 to 1) in seconds, linear within a bucket; 0.0 when empty.
+
+        What lies above the last bound is reported as the last bound, as Prometheus does.
+        """
+        rank = q * self.count
+        seen = 0
+        lower = 0.0
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if count and seen + count >= rank:
+                return lower + (bound - lower) * (rank - seen) / count
+            seen += count
+            lower = bound
+        return lower if self.count else 0.0
+
+
+class Tally:
+    """The counters of one pool, changed only while that pool's lock is held.
+
+    They only ever go up.  Gauges (idle, leased, ...) are not kept here: the pool knows them from its own
+    structures.
+    """
+
+    __slots__ = (
+        "acquires",
+        "closed",
+        "connect",
+        "connect_failures",
+        "drains",
+        "leaked",
+        "opened",
+        "request",
+        "requests",
+        "stale",
+        "use",
+        "wait",
+    )
+
+    def __init__(self) -> None:
+        self.acquires = dict.fromkeys(AcquireOutcome, 0)
+        self.opened = 0
+        self.closed = dict.fromkeys(CloseReason, 0)
+        self.connect_failures = dict.fromkeys(ConnectFailure, 0)
+        self.stale = dict.fromkeys(StaleOutcome, 0)
+        self.drains = dict.fromkeys(DrainOutcome, 0)
+        self.requests = dict.fromkeys(RequestOutcome, 0)
+        self.leaked = 0
+        self.wait = Histogram(WAIT_BOUNDS)
+        self.use = Histogram(USE_BOUNDS)
+        self.connect = Histogram(WAIT_BOUNDS)
+        self.request = Histogram(REQUEST_BOUNDS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolStats:
+    """The numbers of one pool at one moment; gauges first, then counters since the pool was made.
+
+    Attributes:
+        name: The pool's name: its label in the metrics.
+        maxsize: The hard limit, in connections.
+        idle: Connections open and free.
+        leased: Connections lent to somebody.
+        opening: Connections being opened.
+        waiting: Callers waiting for a connection.
+        oldest_lease_seconds: Age of the longest current lease; 0.0 without one.
+        acquires: By outcome; every finished acquire is in exactly one.
+        opened: Connections opened.
+        closed: Connections ended, by reason; ``opened == sum(closed.values()) + idle + leased`` at rest.
+        connect_failures: Failed attempts to open a connection, by reason.
+        stale: Requests whose kept-alive connection turned out dead, by what became of them.
+        drains: Connections given back with an unread body, by what became of it.
+        requests: Calls through `request` and `stream`, by outcome.
+        leaked: Connections that were collected while lent.
+        wait: Waiting for a connection or a slot (not connecting), per successful acquire.
+        use: From acquire to release, per lease.
+        connect: Resolving, connecting, tunnel and TLS of the connections that were opened.
+        request: Calls through `request` and `stream` whole, the wait included.
+    """
+
+    name: str
+    maxsize: int
+    idle: int
+    leased: int
+    opening: int
+    waiting: int
+    oldest_lease_seconds: float
+    acquires: Mapping[str, int]
+    opened: int
+    closed: Mapping[str, int]
+    connect_failures: Mapping[str, int]
+    stale: Mapping[str, int]
+    drains: Mapping[str, int]
+    requests: Mapping[str, int]
+    leaked: int
+    wait: HistogramStats
+    use: HistogramStats
+    connect: HistogramStats
+    request: HistogramStats
+
+    @property
+    def reuse_ratio(self) -> float:
+        """The share of successful acquires that were served by a kept-alive connection; 0.0 before the first."""
+        reused = self.acquires[AcquireOutcome.REUSED]
+        served = reused + self.acquires[AcquireOutcome.OPENED]
+        return reused / served if served else 0.0
+
+    def __add__(self, other: PoolStats) -> PoolStats:
+        """Return the two pools as one: sums, but the elder of the two oldest leases."""
+        return PoolStats(
+            name=self.name,
+            maxsize=self.maxsize + other.maxsize,
+            idle=self.idle + other.idle,
+            leased=self.leased + other.leased,
+            opening=self.opening + other.opening,
+            waiting=self.waiting + other.waiting,
+            oldest_lease_seconds=max(self.oldest_lease_seconds, other.oldest_lease_seconds),
+            acquires=_summed(self.acquires, other.acquires),
+            opened=self.opened + other.opened,
+            closed=_summed(self.closed, other.closed),
+            connect_failures=_summed(self.connect_failures, other.connect_failures),
+            stale=_summed(self.stale, other.stale),
+            drains=_summed(self.drains, other.drains),
+            requests=_summed(self.requests, other.requests),
+            leaked=self.leaked + other.leaked,
+            wait=self.wait + other.wait,
+            use=self.use + other.use,
+            connect=self.connect + other.connect,
+            request=self.request + other.request,
+        )
+
+
+def _frozen(counts: Mapping[_Kind, int]) -> Mapping[str, int]:
+    return MappingProxyType({str(key): count for key, count in counts.items()})
+
+
+def _summed(mine: Mapping[str, int], theirs: Mapping[str, int]) -> Mapping[str, int]:
+    return MappingProxyType({key: count + theirs[key] for key, count in mine.items()})
+
+
+def freeze(
+    tally: Tally,
+    *,
+    name: str,
+    maxsize: int = 0,
+    idle: int = 0,
+    leased: int = 0,
+    opening: int = 0,
+    waiting: int = 0,
+    oldest_lease_seconds: float = 0.0,
+    reused_under_way: int = 0,
+) -> PoolStats:
+    """Return a frozen copy of a tally with the gauges beside it; the pool's lock must be held."""
+    acquires = dict(_frozen(tally.acquires))
+    acquires[AcquireOutcome.REUSED] += reused_under_way
+    return PoolStats(
+        name=name,
+        maxsize=maxsize,
+        idle=idle,
+        leased=leased,
+        opening=opening,
+        waiting=waiting,
+        oldest_lease_seconds=oldest_lease_seconds,
+        acquires=MappingProxyType(acquires),
+        opened=tally.opened,
+        closed=_frozen(tally.closed),
+        connect_failures=_frozen(tally.connect_failures),
+        stale=_frozen(tally.stale),
+        drains=_frozen(tally.drains),
+        requests=_frozen(tally.requests),
+        leaked=tally.leaked,
+        wait=tally.wait.freeze(),
+        use=tally.use.freeze(),
+        connect=tally.connect.freeze(),
+        request=tally.request.freeze(),
+    )

@@ -1,0 +1,640 @@
+"""One connected socket, its receive buffer and its time limits: every byte of an exchange passes here.
+
+The buffer belongs to the connection, not to a response, so bytes that arrive behind a response are seen and
+never lost.  It is an immutable ``bytes`` object and an offset into it: an idle connection holds none.
+
+Time limits cost nothing while nothing is late.  On a plain blocking socket the kernel is asked to wake us at
+intervals (``SO_RCVTIMEO``, ``SO_SNDTIMEO``), which is set once per connection instead of one more ``poll``
+system call, and one more hand-over of the GIL, in front of every receive and send.  The wake-up decides
+nothing: it makes us look at the clock, and the clock decides.  TLS, greenlet sockets and platforms without these
+options use ``settimeout`` under the same rule.
+
+`FileTransport` serves sockets of other people that have only ``sendall``, ``makefile`` and ``close``; it
+never reads a byte beyond what is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import signal
+import socket
+import ssl
+import struct
+import sys
+from collections.abc import Callable
+from typing import Final, Protocol, TypeVar, cast
+
+from .errors import InvalidResponse, LineTooLong, ReadTimeout, RemoteDisconnected, WriteTimeout
+from .stats import CloseReason
+from .timeouts import Clock, Deadline, monotonic
+from .wire import Limits, check_unfinished_head, head_end
+
+# What one receive asks for while a head or a short body is expected; a whole small response fits.
+RECEIVE_BYTES: Final = 16384
+# What one receive asks for inside a long body.
+BODY_RECEIVE_BYTES: Final = 262144
+
+# How often a wait on a plain socket looks at the clock, in seconds.  PEP 475 restarts a receive, and with it the
+# kernel's timer, after every signal: a limit longer than the interval between two signals would never fire if it
+# were given to the kernel whole.
+_HEARTBEAT: Final = 1.0
+# A timer may end this much after its deadline before it is set anew, which costs a system call.
+_SLACK: Final = 0.02
+# What a wake-up looks like: the kernel's timer gives EAGAIN, settimeout() gives TimeoutError.
+_WAKE_UPS: Final = (BlockingIOError, TimeoutError)
+
+# time_t and suseconds_t are both a C long where these options exist (Linux and the BSDs, 64 bit).
+_HAS_KERNEL_TIMERS: Final = sys.platform in {"linux", "darwin"} and struct.calcsize("@l") == 8
+_READABLE: Final = getattr(select, "POLLIN", 1)
+
+_Received = TypeVar("_Received", bytes, int)
+
+
+class ForeignSocket(Protocol):
+    """What a socket needs at least to carry an exchange."""
+
+    def sendall(self, data: bytes, /) -> object:
+        """Send everything."""
+
+    def makefile(self, mode: str, /) -> ReadableFile:
+        """Return a file to read the response from."""
+
+    def close(self) -> object:
+        """Close the socket."""
+
+
+class ReadableFile(Protocol):
+    """The file that a `ForeignSocket` makes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read at most size bytes; none at the end."""
+
+    def readline(self, size: int, /) -> bytes:
+        """Read one line of at most size bytes."""
+
+    def close(self) -> object:
+        """Close the file."""
+
+
+class Transport:
+    """A connected socket of the standard library, with its receive buffer and limits.
+
+    Args:
+        sock: The socket; it is closed by `close`.
+        clock: Seconds on a monotonic clock.
+
+    Attributes:
+        sock: The socket.
+        buffer: What has been received and not been taken yet, from `at` on.
+        at: Offset of the first byte in `buffer` that is not taken.
+        any_sent: Whether a byte was written since the flag was cleared.
+        any_received: Whether a byte arrived since the flag was cleared.
+        is_truncated: TLS ended without close_notify: the end may be an attacker's.
+    """
+
+    __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_is_bounded", "_must_arm", "_poll",
+                 "_read_limit", "_recv", "_send", "_uses_kernel_timers", "_what", "_write_limit", "any_received",
+                 "any_sent", "at", "buffer", "is_truncated", "sock")  # fmt: skip
+
+    def __init__(self, sock: socket.socket, *, clock: Clock = monotonic) -> None:
+        self.sock = sock
+        self.buffer = b""
+        self.at = 0
+        self.any_sent = False
+        self.any_received = False
+        self.is_truncated = False
+        self._recv: Callable[[int], bytes] = sock.recv
+        self._send: Callable[[bytes], int] = sock.send
+        self._poll: Callable[[int], list[tuple[int, int]]] | None = None
+        self._clock = clock
+        self._is_bounded = False
+        self._must_arm = False  # each wait has to be given its time: the kernel's timers do not know of a deadline
+        self._uses_kernel_timers = False
+        self._read_limit: float | None = None
+        self._write_limit: float | None = None
+        self._deadline: Deadline | None = None
+        self._armed_read = math.inf
+        self._armed_write = math.inf
+        self._what = "the peer"
+
+    # --- limits -------------------------------------------------------------------------------------
+
+    def bound(self, *, read: float | None, write: float | None, deadline: Deadline | None, what: str) -> None:
+        """Set the limits for what follows; without a call the socket's own timeout is the only one.
+
+        Args:
+            read: The longest silence while receiving, in seconds; ``None`` is unbounded.
+            write: The longest time without the peer taking a byte, in seconds; ``None`` is unbounded.
+            deadline: When everything must be over, or ``None``.
+            what: The peer's name, for the errors' text.
+        """
+        if not self._is_bounded:
+            self._is_bounded = True
+            self._what = what
+            self._uses_kernel_timers = _can_use_kernel_timers(self.sock)
+            self.sock.settimeout(None)
+        elif self._has_own_timeout():
+            self.sock.settimeout(None)  # a borrower changed it
+            self._armed_read = self._armed_write = math.inf
+            self._read_limit = self._write_limit = None
+        self._deadline = deadline
+        self._must_arm = deadline is not None or not self._uses_kernel_timers
+        if read != self._read_limit:
+            self._read_limit = read
+            self._arm_read(math.inf if read is None else read)
+        if write != self._write_limit:
+            self._write_limit = write
+            self._arm_write(math.inf if write is None else write)
+
+    def _has_own_timeout(self) -> bool:
+        """Whether the socket's timeout is somebody else's: the documented one, or one that a borrower set."""
+        if not self._is_bounded:
+            return True
+        timeout = self.sock.gettimeout()
+        return timeout is not None and (self._uses_kernel_timers or timeout != self._armed_read)
+
+    @property
+    def limits(self) -> tuple[float | None, float | None, Deadline | None]:
+        """The limits in force: read, write, deadline."""
+        return self._read_limit, self._write_limit, self._deadline
+
+    def release_bounds(self) -> None:
+        """Take back what `bound` has set: the socket waits for ever again."""
+        if self._is_bounded:
+            self._deadline = None
+            self._read_limit = self._write_limit = None
+            self._arm_read(math.inf)
+            self._arm_write(math.inf)
+            self._is_bounded = self._must_arm = False
+
+    def hurry(self, deadline: Deadline) -> tuple[bool, float | None, float | None, Deadline | None]:
+        """Bound what follows by a deadline as well; return what `restore` needs."""
+        timeout = None if self._is_bounded else self.sock.gettimeout()
+        previous = (self._is_bounded, self._read_limit, self._write_limit, self._deadline)
+        self.bound(read=self._read_limit, write=self._write_limit, deadline=deadline, what=self._what)
+        return previous if previous[0] else (False, timeout, None, None)
+
+    def restore(self, previous: tuple[bool, float | None, float | None, Deadline | None]) -> None:
+        """Go back to the limits before `hurry`."""
+        was_bounded, read, write, deadline = previous
+        if was_bounded:
+            self.bound(read=read, write=write, deadline=deadline, what=self._what)
+        else:
+            self.release_bounds()
+            self.sock.settimeout(read)
+
+    def _arm_read(self, seconds: float) -> None:
+        self._armed_read = self._arm(socket.SO_RCVTIMEO, seconds)
+
+    def _arm_write(self, seconds: float) -> None:
+        self._armed_write = self._arm(socket.SO_SNDTIMEO, seconds)
+
+    def _arm(self, option: int, seconds: float) -> float:
+        """Let waits wake up after this long at the latest; return after how long they will."""
+        if not self._uses_kernel_timers:
+            # One timeout for both directions: each call arms its own before it waits.
+            seconds = max(seconds, 0.001)
+            self.sock.settimeout(None if seconds == math.inf else seconds)
+            self._armed_read = self._armed_write = seconds
+            return seconds
+        if seconds == math.inf:
+            self.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", 0, 0))
+            return seconds
+        seconds = max(min(seconds, _HEARTBEAT), 0.001)  # zero would mean "for ever" to the kernel
+        whole = int(seconds)
+        self.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", whole, int((seconds - whole) * 1e6)))
+        return seconds
+
+    def _left(self, limit: float | None, since: float, fired: type[ReadTimeout | WriteTimeout]) -> float:
+        """Return how long a wait may still last, in seconds; raise when it may not."""
+        now = self._clock()
+        left = math.inf
+        deadline = self._deadline
+        if deadline is not None:
+            left = deadline.at - now
+            if left <= 0:
+                raise deadline.exceeded()
+        if limit is not None:
+            left = min(left, since + limit - now)
+            if left <= 0.0005:  # the timers' resolution: not worth another wait
+                did = "sent nothing" if fired is ReadTimeout else "took no byte of the request"
+                raise fired(f"{self._what} {did} for {limit:.2f} s")
+        return left
+
+    # --- sending ------------------------------------------------------------------------------------
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send everything.
+
+        Args:
+            data: Bytes-like, of one dimension and item size 1.
+
+        Raises:
+            WriteTimeout: The peer took no byte for the write limit.
+            TotalTimeout: The deadline is over.
+            OSError: The socket's own errors; `any_sent` tells whether a byte was written before.
+        """
+        sent = 0
+        try:
+            if self._must_arm:
+                self._before_wait(self._write_limit, is_read=False)
+            sent = self._send(data)  # type: ignore[arg-type]  # socket.send takes any buffer
+        except _WAKE_UPS:
+            if self._has_own_timeout():
+                raise
+        if sent:
+            self.any_sent = True
+        if sent != len(data):
+            self._send_rest(memoryview(data)[sent:])
+
+    def _send_rest(self, rest: memoryview) -> None:
+        since = self._clock() - (0.0 if self.any_sent or self._armed_write == math.inf else self._armed_write)
+        while rest:
+            if self._is_bounded:
+                self._arm_write(self._left(self._write_limit, since, WriteTimeout))
+            try:
+                sent = self.sock.send(rest)
+            except _WAKE_UPS:
+                if self._has_own_timeout():
+                    raise
+                continue
+            if sent:
+                self.any_sent = True
+                since = self._clock()
+                rest = rest[sent:]
+
+    # --- receiving ----------------------------------------------------------------------------------
+
+    def _before_wait(self, limit: float | None, *, is_read: bool) -> None:
+        """See that the coming wait wakes up by the deadline, at the latest."""
+        allowed = math.inf if limit is None else limit
+        if self._deadline is not None:
+            left = self._deadline.remaining()
+            if left <= 0:
+                raise self._deadline.exceeded()
+            allowed = min(allowed, left)
+        armed = self._armed_read if is_read else self._armed_write
+        if armed > allowed + _SLACK or (not self._uses_kernel_timers and armed < allowed - _SLACK):
+            if is_read:
+                self._arm_read(allowed)
+            else:
+                self._arm_write(allowed)
+
+    def more(self, size: int = RECEIVE_BYTES) -> bytes:
+        """Receive once, past the buffer; nothing means that the peer has ended its side.
+
+        Args:
+            size: The most to receive, in bytes.
+
+        Raises:
+            ReadTimeout: The peer was silent for the read limit.
+            TotalTimeout: The deadline is over.
+            OSError: The socket's own errors.
+        """
+        try:
+            if self._must_arm:
+                self._before_wait(self._read_limit, is_read=True)
+            data = self._recv(size)
+        except _WAKE_UPS:
+            if self._has_own_timeout():
+                raise
+            data = self._wait_on(lambda: self._recv(size))
+        except ssl.SSLEOFError:
+            self.is_truncated = True
+            return b""
+        if data:
+            self.any_received = True
+        return data
+
+    def _wait_on(self, receive: Callable[[], _Received]) -> _Received:
+        """Go on waiting after a wake-up, until something arrives or a limit is reached."""
+        # The wake-up came after the time that was armed (which is never infinite, or there were none).
+        since = self._clock() - self._armed_read
+        while True:
+            self._arm_read(self._left(self._read_limit, since, ReadTimeout))
+            try:
+                return receive()
+            except _WAKE_UPS:
+                continue
+
+    def take(self, limit: int) -> bytes:
+        """Return at least one and at most `limit` bytes; none at the peer's end."""
+        buffer = self.buffer
+        if buffer:
+            start = self.at
+            if start == 0 and len(buffer) <= limit:
+                self.buffer = b""
+                return buffer
+            piece = buffer[start : start + limit]
+            self._advance(len(piece))
+            return piece
+        if limit >= RECEIVE_BYTES:
+            return self.more(min(limit, BODY_RECEIVE_BYTES))
+        # Ask for more than is due: what a peer sends behind its response shall be seen now, not by the next.
+        piece = self.more()
+        if len(piece) > limit:
+            self.buffer = piece
+            self.at = limit
+            return piece[:limit]
+        return piece
+
+    def take_whole(self, length: int | None) -> bytes | None:
+        """Return a body of known length if all of it has been received already, else ``None``."""
+        if length is None:
+            return None
+        start = self.at
+        end = start + length
+        buffer = self.buffer
+        if end > len(buffer):
+            return None
+        if end == len(buffer):
+            self.buffer = b""
+            self.at = 0
+            return buffer[start:]
+        self.at = end
+        return buffer[start:end]
+
+    def take_into(self, view: memoryview) -> int:
+        """Fill a writable view with at least one byte, straight from the socket; 0 at the peer's end."""
+        if self.buffer:
+            piece = self.take(len(view))
+            view[: len(piece)] = piece
+            return len(piece)
+        try:
+            if self._must_arm:
+                self._before_wait(self._read_limit, is_read=True)
+            count = self.sock.recv_into(view)
+        except _WAKE_UPS:
+            if self._has_own_timeout():
+                raise
+            count = self._wait_on(lambda: self.sock.recv_into(view))
+        except ssl.SSLEOFError:
+            self.is_truncated = True
+            return 0
+        if count:
+            self.any_received = True
+        return count
+
+    def take_line(self, limit: int, what: str) -> bytes:
+        """Return one line with its line end; what is left, without one, at the peer's end.
+
+        Args:
+            limit: The most bytes a line may have.
+            what: What the line is, for the error.
+
+        Raises:
+            LineTooLong: No line end within the limit.
+        """
+        searched = self.at
+        while True:
+            newline = self.buffer.find(b"\n", searched)
+            if newline >= 0:
+                break
+            held = len(self.buffer) - self.at
+            if held > limit:
+                raise LineTooLong(what)
+            arrived = self.more()
+            if not arrived:
+                return self.take(held) if held else b""
+            self.buffer = self.buffer[self.at :] + arrived
+            self.at = 0
+            searched = held
+        length = newline + 1 - self.at
+        if length > limit:
+            raise LineTooLong(what)
+        return self.take(length)
+
+    def receive_head(self, limits: Limits) -> bytes:
+        """Receive up to the blank line of a head and return the head; what follows stays in the buffer.
+
+        Raises:
+            RemoteDisconnected: The peer ended without sending a byte.
+            InvalidResponse: It ended within the head, or the head is over the limit.
+            BadStatusLine: What arrives is no HTTP/1.
+            LineTooLong: A line is over the limit.
+        """
+        data = self.buffer
+        if data:  # only behind an interim response
+            data = data[self.at :]
+            self.buffer = b""
+            self.at = 0
+        else:
+            data = self.more()
+            if not data:
+                raise RemoteDisconnected("Remote end closed connection without response")
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4 or data.find(b"\n\n", 0, end) >= 0:
+            end = head_end(data)
+        if end < 0:
+            data, end = self._receive_rest_of_head(bytearray(data), limits)
+        if end == len(data):
+            return data
+        self.buffer = data
+        self.at = end
+        return data[:end]
+
+    def _receive_rest_of_head(self, received: bytearray, limits: Limits) -> tuple[bytes, int]:
+        while True:
+            check_unfinished_head(received, limits)
+            searched = max(len(received) - 3, 0)
+            arrived = self.more()
+            if not arrived:
+                raise InvalidResponse(f"the peer ended within the response's head, after {len(received)} bytes")
+            received += arrived
+            end = head_end(received, searched)
+            if end >= 0:
+                return bytes(received), end
+
+    def _advance(self, count: int) -> None:
+        self.at += count
+        if self.at == len(self.buffer):
+            self.buffer = b""
+            self.at = 0
+
+    # --- between exchanges --------------------------------------------------------------------------
+
+    @property
+    def has_leftover(self) -> bool:
+        """Whether bytes have been received that nobody has taken."""
+        return bool(self.buffer)
+
+    def staleness(self) -> CloseReason | None:
+        """Return why this idle connection must not be used again, or ``None`` when nothing speaks against it.
+
+        One system call while the connection is quiet.  Readable means that the peer has ended it, reset it or
+        said something that nobody asked for; only TLS has legal messages then (a session ticket).
+        """
+        if self.buffer:
+            return CloseReason.LEFTOVER
+        poll = self._poll
+        if poll is None:
+            poll = self._poll = _make_poll(self.sock)
+        if not poll(0) and not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
+            return None
+        return self._what_arrived()
+
+    def _what_arrived(self) -> CloseReason | None:
+        sock = self.sock
+        try:
+            if isinstance(sock, ssl.SSLSocket):
+                timeout = sock.gettimeout()
+                sock.settimeout(0)
+                try:
+                    arrived = sock.recv(64)
+                finally:
+                    sock.settimeout(timeout)
+            else:
+                arrived = sock.recv(64, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        except ssl.SSLError:
+            return CloseReason.STALE_EOF
+        except OSError:
+            return CloseReason.STALE_RESET
+        if not arrived:
+            return CloseReason.STALE_EOF
+        if arrived[:8] in (b"HTTP/1.1", b"HTTP/1.0") and arrived[8:12] == b" 408":
+            return CloseReason.STALE_408
+        return CloseReason.UNSOLICITED
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        """Close the socket; without TLS close_notify, which could block."""
+        self.buffer = b""
+        self.at = 0
+        self.sock.close()
+
+
+class FileTransport(Transport):
+    """A socket that has only ``sendall``, ``makefile`` and ``close``: slower, and never a byte read ahead.
+
+    Its own timeout is the only limit.
+
+    Args:
+        sock: The foreign socket.
+    """
+
+    __slots__ = ("_file", "_foreign")
+
+    def __init__(self, sock: ForeignSocket) -> None:
+        self._foreign = sock
+        self._file: ReadableFile | None = None
+        self.buffer = b""
+        self.at = 0
+        self.any_sent = False
+        self.any_received = False
+        self.is_truncated = False
+        self._deadline = None
+        self._read_limit = self._write_limit = None
+
+    @property
+    def _reader(self) -> ReadableFile:
+        if self._file is None:
+            self._file = self._foreign.makefile("rb")
+        return self._file
+
+    def bound(self, *, read: float | None, write: float | None, deadline: Deadline | None, what: str) -> None:
+        """Do nothing: a foreign socket keeps its own timeout."""
+
+    def release_bounds(self) -> None:
+        """Do nothing: a foreign socket keeps its own timeout."""
+
+    def hurry(self, deadline: Deadline) -> tuple[bool, float | None, float | None, Deadline | None]:
+        """Do nothing: a foreign socket keeps its own timeout."""
+        return False, None, None, None
+
+    def restore(self, previous: tuple[bool, float | None, float | None, Deadline | None]) -> None:
+        """Do nothing: a foreign socket keeps its own timeout."""
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send everything by the socket's own ``sendall``."""
+        self.any_sent = True
+        self._foreign.sendall(data)  # type: ignore[arg-type]  # whatever takes bytes takes a view of them
+
+    def more(self, size: int = RECEIVE_BYTES) -> bytes:
+        """Read at most `size` bytes, as many as the file gives."""
+        data = self._reader.read(size)
+        if data:
+            self.any_received = True
+        return data
+
+    def take(self, limit: int) -> bytes:
+        """Read at most `limit` bytes and not one more."""
+        return self.more(limit)
+
+    def take_into(self, view: memoryview) -> int:
+        """Fill a writable view as far as the file gives."""
+        piece = self.more(len(view))
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def take_line(self, limit: int, what: str) -> bytes:
+        """Read one line; see `Transport.take_line`."""
+        line = self._reader.readline(limit + 1)
+        if len(line) > limit:
+            raise LineTooLong(what)
+        if line:
+            self.any_received = True
+        return line
+
+    def receive_head(self, limits: Limits) -> bytes:
+        """Read line by line up to the blank one; see `Transport.receive_head`."""
+        received = bytearray()
+        while True:
+            line = self.take_line(limits.line_bytes, "header line" if received else "status line")
+            if not line:
+                if not received:
+                    raise RemoteDisconnected("Remote end closed connection without response")
+                check_unfinished_head(received, limits)
+                raise InvalidResponse(f"the peer ended within the response's head, after {len(received)} bytes")
+            received += line
+            if line in (b"\r\n", b"\n") and len(received) > len(line):
+                return bytes(received)
+            check_unfinished_head(received, limits)
+
+    def staleness(self) -> CloseReason | None:
+        """Return ``None``: such a socket cannot be asked."""
+        return None
+
+    def fileno(self) -> int:
+        """Return the descriptor, if the foreign socket or its file has one."""
+        fileno = getattr(self._foreign, "fileno", None) or getattr(self._reader, "fileno", None)
+        if fileno is None:
+            raise OSError("this socket has no descriptor")
+        return int(fileno())
+
+    def close(self) -> None:
+        """Close the file and the socket."""
+        if self._file is not None:
+            self._file.close()
+        self._foreign.close()
+
+
+def transport_for(sock: socket.socket | ForeignSocket, *, clock: Clock = monotonic) -> Transport:
+    """Return the fitting transport: the fast one for what receives like a socket, else the one by file."""
+    if all(hasattr(sock, name) for name in ("recv", "recv_into", "send", "fileno", "settimeout")):
+        return Transport(sock, clock=clock)  # type: ignore[arg-type]  # it quacks like one
+    return FileTransport(cast("ForeignSocket", sock))
+
+
+def _can_use_kernel_timers(sock: socket.socket) -> bool:
+    """Whether waits on this socket happen inside the kernel, where its timers can end them."""
+    if not _HAS_KERNEL_TIMERS or type(sock) is not socket.socket or type(sock).__module__ != "socket":
+        return False  # TLS, gevent, eventlet: they wait by other means
+    # A profiler's interval timer signals more often than the heartbeat and would restart each wait for ever.
+    return not any(
+        signal.getitimer(which)[0] for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+    )
+
+
+def _make_poll(sock: socket.socket) -> Callable[[int], list[tuple[int, int]]]:
+    """Return a call that tells whether the socket is readable; poll, since select fails above 1023."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, _READABLE)
+        return poll.poll
+    return lambda _: [(0, 0)] if select.select([sock], [], [], 0)[0] else []
