@@ -16,7 +16,7 @@ from .config import PoolConfig, PoolOptions
 from .conn import PEER_STOPPED_READING, HTTPConnection, State
 from .errors import HTTPException, InvalidURL
 from .lending import Lender, outcome_of
-from .request import NO_HEADERS, BodySource, Headers, PreparedRequest, prepare, without_userinfo
+from .request import NO_HEADERS, BodySource, Headers, PreparedRequest, prepare
 from .response import Response, StreamedResponse
 from .retry import is_late_timeout, may_resend
 from .stats import OUTCOME_BY_STATUS_CLASS, RequestOutcome, Tally
@@ -274,12 +274,7 @@ class ConnectionPool(Lender):
             total = timeout
         if total is None:
             return timeouts, None
-        what = (
-            f"{prepared.method} {self.origin}{without_userinfo(prepared.target)}"
-            if prepared
-            else f"the lease of {self.origin}"
-        )
-        deadline = Deadline(total, what=what, clock=self._clock)
+        deadline = Deadline(total, what=prepared or "the lease", clock=self._clock)
         deadline.enter("acquire")
         return timeouts, deadline
 

@@ -63,6 +63,10 @@ class PreparedRequest:
         self.is_idempotent = method in IDEMPOTENT
         self.is_replayable = True
 
+    def __str__(self) -> str:
+        """Return method and target, for messages; without userinfo."""
+        return f"{self.method} {without_userinfo(self.target)}"
+
 
 def prepare(
     method: str,

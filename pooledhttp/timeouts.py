@@ -78,13 +78,13 @@ class Deadline:
 
     Args:
         seconds: How long from now.
-        what: The call it bounds, for the error's text; it must hold no secret.
+        what: The call it bounds; its ``str()`` stands in the error's text and must hold no secret.
         clock: Seconds on a monotonic clock; tests inject their own.
     """
 
     __slots__ = ("_clock", "_phases", "_started", "at", "seconds", "what")
 
-    def __init__(self, seconds: float, *, what: str = "the call", clock: Clock = monotonic) -> None:
+    def __init__(self, seconds: float, *, what: object = "the call", clock: Clock = monotonic) -> None:
         self._clock = clock
         self._started = clock()
         self._phases: list[tuple[str, float]] = []

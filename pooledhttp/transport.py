@@ -146,6 +146,8 @@ class Transport:
         if write != self._write_limit:
             self._write_limit = write
             self._arm_write(math.inf if write is None else write)
+        if deadline is not None and self._armed_write == math.inf:
+            self._arm_write(_HEARTBEAT)  # so that a send looks at the deadline while it blocks
 
     def _has_own_timeout(self) -> bool:
         """Whether the socket's timeout is somebody else's: the documented one, or one that a borrower set."""
@@ -237,7 +239,7 @@ class Transport:
         """
         sent = 0
         try:
-            if self._must_arm:
+            if self._must_arm and not self._uses_kernel_timers:
                 self._before_wait(self._write_limit, is_read=False)
             sent = self._send(data)  # type: ignore[arg-type]  # socket.send takes any buffer
         except _WAKE_UPS:
@@ -269,11 +271,13 @@ class Transport:
     def _before_wait(self, limit: float | None, *, is_read: bool) -> None:
         """See that the coming wait wakes up by the deadline, at the latest."""
         allowed = math.inf if limit is None else limit
-        if self._deadline is not None:
-            left = self._deadline.remaining()
+        deadline = self._deadline
+        if deadline is not None:
+            left = deadline.at - self._clock()
             if left <= 0:
-                raise self._deadline.exceeded()
-            allowed = min(allowed, left)
+                raise deadline.exceeded()
+            if left < allowed:
+                allowed = left
         armed = self._armed_read if is_read else self._armed_write
         if armed > allowed + _SLACK or (not self._uses_kernel_timers and armed < allowed - _SLACK):
             if is_read:

@@ -1,0 +1,3 @@
+"""Brings the fixtures `scripted_server` and `audit` to every test."""
+
+pytest_plugins = ["pooledhttp.testing"]
