@@ -16,8 +16,8 @@ _TEXT = """\
 
 Made by `python docs/state_diagram.py` from `TRANSITIONS` in `pooledhttp/conn.py`; a change belongs there.
 
-An arrow is a pair of a state and an event. A pair without an arrow is an error, raised before a byte is written: that is
-how a second request before the first response is read gets refused.
+An arrow is a pair of a state and an event. A pair without an arrow is an error, raised before a byte is written:
+that is how a second request before the first response is read gets refused.
 
 """
 

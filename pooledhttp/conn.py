@@ -70,6 +70,7 @@ from .wire import (
     check_field,
     check_method,
     check_target,
+    parse_head,
     request_head,
     to_message,
 )
@@ -136,12 +137,18 @@ _CONNECT, _PUTREQUEST, _ENDHEADERS, _GETRESPONSE, _BODY_END, _BODY_END_CLOSE, _F
 _REQUEST = _Moves(Event.PUTREQUEST)
 _REQUEST.update({state: _ENDHEADERS[following] for state, following in _PUTREQUEST.items()})
 del _REQUEST[_CLOSED]  # it has to connect in between
+# A whole exchange begins with three in one.
+_EXCHANGE = _Moves(Event.PUTREQUEST)
+_EXCHANGE.clear()
+_EXCHANGE.update({state: _GETRESPONSE[following] for state, following in _REQUEST.items()})
 
 # How sending fails when the peer reads no more; it may have answered before.
 PEER_STOPPED_READING: Final = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, ssl.SSLEOFError)
 _STEPS: Final = ("putrequest", "putheader", "endheaders", "send")
 
 
+# What a finished exchange comes to: the head, the body and the trailers.
+Exchange = tuple[Head, bytes, list[tuple[str, str]]]
 _Response = TypeVar("_Response", bound=HTTPResponse)
 
 
@@ -276,6 +283,7 @@ class HTTPConnection:
     def sock(self, sock: socket.socket | ForeignSocket | None) -> None:
         if sock is None:
             self._transport = None
+            self._body = None  # its response, if somebody still reads it, has the socket to itself
             with self._guard:
                 self._state = _CLOSED
             return
@@ -471,7 +479,7 @@ class HTTPConnection:
         """Send a request through the documented steps, since a subclass has changed one of them."""
         if isinstance(body, str):
             body = encode_body(body)
-        fields, is_chunked, names = complete_fields(
+        fields, body, is_chunked, names = complete_fields(
             method, body, headers, constant_fields=[], encode_chunked=encode_chunked
         )
         self.putrequest(method, url, skip_host="host" in names, skip_accept_encoding="accept-encoding" in names)
@@ -570,13 +578,16 @@ class HTTPConnection:
             else:
                 transport.send(head)
                 self._send_body(transport, body, is_chunked=is_chunked)
-        except PEER_STOPPED_READING as fault:
+        except BaseException as fault:
+            self._sending_failed(fault)
+            raise
+
+    def _sending_failed(self, fault: BaseException) -> None:
+        if isinstance(fault, PEER_STOPPED_READING):
             # The peer may have answered before it stopped (413, 401, 408): getresponse() looks.
             self._send_fault = fault
-            raise
-        except BaseException as fault:
+        else:
             self._break(fault)
-            raise
 
     def _send_body(self, transport: Transport, body: BodySource, *, is_chunked: bool) -> None:
         for block in blocks(body, self.blocksize):
@@ -611,13 +622,10 @@ class HTTPConnection:
         assert transport is not None
         try:
             self._send_body(transport, data, is_chunked=False)
-        except PEER_STOPPED_READING as fault:
-            self._send_fault = fault
-            raise
         except TypeError:
             raise
         except BaseException as fault:
-            self._break(fault)
+            self._sending_failed(fault)
             raise
 
     # --- receiving ------------------------------------------------------------------------------------
@@ -644,13 +652,71 @@ class HTTPConnection:
             response._limits = self._limits
             response.begin()
             self._receive_begun(response._begun, response._body)
+            response._body = self._body  # none is left to read when the head was all there is
         except BaseException as fault:
             self._no_response(fault)
             raise
         self._reader = weakref.ref(response)
         return response
 
-    def fetch(self) -> tuple[Head, bytes, list[tuple[str, str]]]:
+    def exchange(self, prepared: PreparedRequest) -> Exchange:
+        """Send a request and read its whole response: `perform` and `fetch` in one, without the pause between them.
+
+        This is where a service spends its time, so the usual case goes through in few steps: an open connection, no
+        body that is sent by itself, and a response that arrives in one piece.  Whatever is unusual is handed to the
+        methods that know it, as soon as it is seen.
+
+        Returns:
+            The head, the body and the trailers.
+
+        Raises:
+            As `perform` and `fetch`; an answer that was sent before the peer stopped reading is returned.
+        """
+        transport = self._transport
+        if transport is None or prepared.body is not None or self.debuglevel > 0:
+            try:
+                self.perform(prepared)
+            except PEER_STOPPED_READING:
+                if self._state is not _REQUEST_SENT:
+                    raise
+            return self.fetch()
+        self._advance(_EXCHANGE)
+        self._method = method = prepared.method
+        self._target = prepared.target
+        self._head = self._send_fault = None
+        transport.any_sent = transport.any_received = False
+        try:
+            try:
+                transport.send(prepared.head)
+            except PEER_STOPPED_READING as fault:
+                self._send_fault = fault  # it may have answered before it stopped
+            data = transport.more()
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4 or data.find(b"\n\n", 0, end) >= 0:
+                transport.buffer = data
+                return self._fetch(transport)
+            head = parse_head(data[:end], method, self._limits)
+            length = head.length
+            if (
+                length is None
+                or end + length != len(data)
+                or not head.is_persistent
+                or head.status < 200
+                or self._send_fault is not None
+                or method == "CONNECT"
+            ):
+                transport.buffer = data
+                return self._fetch(transport)
+        except BaseException as fault:
+            if self._state is not _CLOSED:  # else _fetch() has seen to it
+                self._no_response(fault)
+            raise
+        self._head = head
+        self._exchanges += 1
+        self._advance(_BODY_END)
+        return head, data[end:], []
+
+    def fetch(self) -> Exchange:
         """Read the whole response to the request that was sent, without an `HTTPResponse` in between.
 
         Returns:
@@ -660,21 +726,20 @@ class HTTPConnection:
             ResponseNotReady, HTTPException, OSError: As `getresponse` and `HTTPResponse.read`.
         """
         self._advance(_GETRESPONSE)
-        transport = self._transport
+        return self._fetch(self._transport)
+
+    def _fetch(self, transport: Transport | None) -> Exchange:
         try:
             if transport is None:
                 raise NotConnected("the connection was closed")
-            head = read_head(transport, method=self._method, limits=self._limits)
-            content = transport.take_whole(head.length)
-            if content is not None:
-                self._receive_begun(head, None)
-                self._body_ended(None)
-                return head, content, []
+            head = read_head(transport, self._method, self._limits)
             body = Body(transport, head, self._limits)
             self._receive_begun(head, body)
         except BaseException as fault:
             self._no_response(fault)
             raise
+        if self._body is None:
+            return head, b"", []
         try:
             content = body.read_all()
         except BaseException as fault:

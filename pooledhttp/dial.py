@@ -13,6 +13,7 @@ import os
 import selectors
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .timeouts import ConnectDeadline
 
 # RFC 8305 section 8: the recommended Connection Attempt Delay, in seconds.
 _ATTEMPT_DELAY: Final = 0.25
+# epoll counts milliseconds in a C int, which ends at 24.8 days; an hour later the loop just goes round again.
+_LONGEST_SELECT: Final = 3600.0
 # Resolvers that hang hold a thread each; beyond this many a further call gives up at once instead of adding one.
 _MAX_RESOLVERS: Final = 32
 _NO_PORT_LEFT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE})
@@ -87,10 +90,14 @@ class Dialer:
     def _dial_unix(self, path: str, deadline: ConnectDeadline) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(deadline.begin("connecting"))
+            sock.settimeout(None)  # socket.setdefaulttimeout() may have been called
+            left = deadline.begin("connecting")
+            if left is not None:
+                # With a timeout of Python's, which makes it non-blocking, Linux would not wait for a full backlog.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(left), _micros(left)))
             sock.connect(path)
-            sock.settimeout(None)
-        except TimeoutError:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 0))
+        except BlockingIOError:
             sock.close()
             raise deadline.exceeded() from None
         except BaseException:
@@ -143,6 +150,10 @@ class Dialer:
         return sock
 
 
+def _micros(seconds: float) -> int:
+    return max(int(seconds % 1 * 1e6), 1)  # a timer of zero would mean "for ever"
+
+
 class _NotLocal(OSError):
     """The source address belongs to another machine: the next one may not, but no port is short."""
 
@@ -160,8 +171,9 @@ class _Race:
         self._fault: OSError | None = None
 
     def _failed(self, fault: OSError) -> None:
-        # "Cannot assign address" is what a family that is switched off says; any other failure tells more.
-        if self._fault is None or self._fault.errno in _NO_PORT_LEFT:
+        # "Cannot assign address" is what a family that is switched off says, and gaierror what a source address of
+        # the other family does; any other failure tells more.
+        if self._fault is None or self._fault.errno in _NO_PORT_LEFT or isinstance(self._fault, socket.gaierror):
             self._fault = fault
 
     def run(self) -> socket.socket:
@@ -187,8 +199,8 @@ class _Race:
                 assert self._fault is not None  # every attempt ended, so at least one failed
                 raise self._fault
             left = self._deadline.begin("connecting")
-            pause = _ATTEMPT_DELAY if self._waiting else left
-            for key, _ in selector.select(pause if left is None or pause is None else min(pause, left)):
+            pause = _ATTEMPT_DELAY if self._waiting else _LONGEST_SELECT
+            for key, _ in selector.select(pause if left is None else min(pause, left)):
                 sock = key.fileobj
                 assert isinstance(sock, socket.socket)
                 error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -105,7 +105,7 @@ class AcquireTimeout(PooledHTTPError, TimeoutError):
         opening: How many were being opened.
         waiting: How many other callers were waiting.
         oldest_lease: A sentence about the borrower that holds its connection longest, or ``None``.
-        last_connect_error: The newest failure to connect to this origin, or ``None``.
+        last_connect_error: The newest failure to connect to this origin, as text, or ``None``.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class AcquireTimeout(PooledHTTPError, TimeoutError):
         opening: int = 0,
         waiting: int = 0,
         oldest_lease: str | None = None,
-        last_connect_error: BaseException | None = None,
+        last_connect_error: str | None = None,
     ) -> None:
         super().__init__(message)
         self.maxsize = maxsize

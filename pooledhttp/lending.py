@@ -153,8 +153,9 @@ class Lender:
         self._opening: set[_Claim] = set()
         self._waiters: deque[_Claim] = deque()  # oldest at the left
         self._is_closed = False
+        self._is_unlimited = config.max_requests is None  # and open: nothing but age ends a connection at release
         self._tally = Tally()
-        self._last_connect_error: BaseException | None = None
+        self._last_connect_error: str | None = None
         self._lost: deque[_Entry] = deque()  # filled by the garbage collector, without the lock
 
         # A pool that is dropped without close() takes its idle sockets along; nobody else can reach them.
@@ -173,7 +174,13 @@ class Lender:
                     self._reap_locked(now)
                 if self._is_closed:
                     raise PoolClosed(f"the pool of {self.origin} is closed")
-                if self._idle:
+                idle = self._idle
+                if idle and now < idle[-1].good_until:
+                    self._leased.add(entry := idle.pop())  # the usual case of _take_idle_locked(), in few steps
+                    entry.leased_at = now
+                    entry.borrower = get_ident()
+                    entry.is_reused = True
+                else:
                     entry = self._take_idle_locked(now, doomed)
                 if entry is None:
                     claim = self._claim_locked(now)
@@ -233,7 +240,9 @@ class Lender:
             return claim
         most = self.config.max_waiters
         if most is not None and len(self._waiters) >= most:
-            raise PoolFull(f"{len(self._waiters)} callers wait for {self.origin} already {self._numbers_locked()}")
+            raise PoolFull(
+                f"{len(self._waiters)} callers wait for {self.origin} already ({_counted(self._numbers_locked())})"
+            )
         self._waiters.append(claim)
         return claim
 
@@ -242,7 +251,8 @@ class Lender:
         until = _INFINITE if timeouts.acquire is None else claim.since + timeouts.acquire
         if deadline is not None:
             until = min(until, deadline.at)
-        while True:
+        facts: tuple[dict[str, int], _Entry | None] | None = None
+        while facts is None:
             left = until - self._clock()
             if left > 0:
                 claim.wake.acquire(timeout=min(left, _LOST_CHECK))
@@ -252,11 +262,12 @@ class Lender:
                 given = claim.given
                 if given is None and left <= 0:
                     self._waiters.remove(claim)
-                    raise self._acquire_timeout_locked(until - claim.since)
+                    facts = self._numbers_locked(), min(self._leased, key=_by_age, default=None)
             if given is _Grant.POOL_CLOSED:
                 raise PoolClosed(f"the pool of {self.origin} was closed")
             if given is not None:
                 return given if isinstance(given, _Entry) else None
+        raise self._acquire_timeout(until - claim.since, *facts)
 
     def _check_out(self, entry: _Entry, timeouts: Timeout, deadline: Deadline | None) -> HTTPConnection | None:
         """Probe a reused connection and set its limits; ``None`` when it is stale, and closed now."""
@@ -264,7 +275,8 @@ class Lender:
         assert conn is not None
         entry.conn = None
         if entry.leased_at - entry.idle_since >= self._probe_after:
-            reason = conn.staleness()
+            transport = conn._transport
+            reason = CloseReason.CLIENT_CLOSE if transport is None else transport.staleness()
             if reason is not None:
                 conn._end(reason)
                 return None
@@ -343,13 +355,14 @@ class Lender:
     def _count_connect_failure(self, fault: BaseException) -> None:
         with self._lock:
             self._tally.connect_failures[_connect_failure_of(fault)] += 1
-            self._last_connect_error = fault.with_traceback(None)
+            # Its text: the exception itself would hold the frames that it went through.
+            self._last_connect_error = f"{type(fault).__name__}: {fault}"
 
     def _undo_acquire(self, claim: _Claim | None, entry: _Entry | None, fault: BaseException) -> None:
         """Give back whatever a failed acquire holds, and count it."""
         with self._lock:
             if claim is not None:
-                if isinstance(claim.given, _Entry):
+                if entry is None and isinstance(claim.given, _Entry):
                     entry = claim.given  # handed over, and the wait was interrupted
                 self._opening.discard(claim)
                 if claim in self._waiters:
@@ -366,34 +379,24 @@ class Lender:
             with self._lock:
                 self._fold_locked(entry)
 
-    def _numbers_locked(self) -> str:
-        return (
-            f"({len(self._leased)} leased of {self.config.maxsize}, {len(self._opening)} opening, "
-            f"{len(self._waiters)} waiting)"
-        )
+    def _numbers_locked(self) -> dict[str, int]:
+        return {
+            "maxsize": self.config.maxsize,
+            "leased": len(self._leased),
+            "idle": len(self._idle),
+            "opening": len(self._opening),
+            "waiting": len(self._waiters),
+        }
 
-    def _acquire_timeout_locked(self, seconds: float) -> AcquireTimeout:
-        now = self._clock()
-        oldest = min(self._leased, key=lambda entry: entry.leased_at, default=None)
-        holder = None if oldest is None else self._describe(oldest, now)
+    def _acquire_timeout(self, seconds: float, numbers: dict[str, int], oldest: _Entry | None) -> AcquireTimeout:
+        """Return the error that says who holds what."""
+        holder = None if oldest is None else _describe(oldest, self._clock())
         failure = self._last_connect_error
-        text = (
-            f"no connection to {self.origin} within {seconds:.2f} s ({len(self._leased)} leased of "
-            f"{self.config.maxsize}, {len(self._opening)} opening, {len(self._waiters)} waiting"
-        )
+        text = f"no connection to {self.origin} within {seconds:.2f} s ({_counted(numbers)}"
         text += f"; oldest lease {holder})" if holder else ")"
         if failure is not None:
-            text += f"; the last attempt to connect failed: {type(failure).__name__}: {failure}"
-        return AcquireTimeout(
-            text,
-            maxsize=self.config.maxsize,
-            leased=len(self._leased),
-            idle=len(self._idle),
-            opening=len(self._opening),
-            waiting=len(self._waiters),
-            oldest_lease=holder,
-            last_connect_error=failure,
-        )
+            text += f"; the last attempt to connect that failed: {failure}"
+        return AcquireTimeout(text, **numbers, oldest_lease=holder, last_connect_error=failure)
 
     # --- release ----------------------------------------------------------------------------------------
 
@@ -432,7 +435,11 @@ class Lender:
             if entry.opened or entry.closed:
                 self._fold_locked(entry)
             if conn._state is _IDLE:
-                reason = self._why_not_keep(entry, conn, now)
+                head = conn._head
+                if self._is_unlimited and now < entry.expires_at and (head is None or head.keep_alive is None):
+                    reason = None  # the usual case of _why_not_keep()
+                else:
+                    reason = self._why_not_keep(entry, conn, now)
                 if reason is None:
                     entry.idle_since = now
                     entry.conn = conn
@@ -582,6 +589,8 @@ class Lender:
         if conn._state is not State.CLOSED:
             conn._end(CloseReason.STALE_408)
         entry = conn._lease
+        if conn._close_reasons and conn._close_reasons[-1] is CloseReason.SERVER_CLOSE:
+            conn._close_reasons[-1] = CloseReason.STALE_408  # that answer was for the idle time before the request
         doomed: list[HTTPConnection] = []
         now = self._clock()
         claim = _Claim(now)
@@ -615,7 +624,7 @@ class Lender:
         kept = []
         for entry in self._idle:
             if entry.idle_since <= dead.idle_since:
-                self._doom_locked(entry, CloseReason.STALE_EOF, doomed)
+                self._doom_locked(entry, CloseReason.STALE_ASSUMED, doomed)
             else:
                 kept.append(entry)
         self._idle.clear()
@@ -650,25 +659,10 @@ class Lender:
         with self._lock:
             if self._lost:
                 self._reap_locked(now)
-            pool = (
-                f"{self.origin}: {len(self._idle)} idle, {len(self._leased)} leased, {len(self._opening)} opening of "
-                f"{self.config.maxsize}; {len(self._waiters)} waiting"
-            )
-            leased = sorted(self._leased, key=lambda entry: entry.leased_at)
-            leases = [f"  leased {self._describe(entry, now)}" for entry in leased]
-        return "\n".join([pool, *leases])
-
-    @staticmethod
-    def _describe(entry: _Entry, now: float) -> str:
-        """Say how long, by which thread, for what request and in which phase a connection is lent."""
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
-        who = names.get(entry.borrower, f"a thread that has ended ({entry.borrower})")
-        conn = entry() or entry.conn
-        if conn is None:
-            return f"{now - entry.leased_at:.1f} s by {who}, lost without release"
-        phase = _PHASES[conn._state]
-        what = f"{conn._method} {without_userinfo(conn._target)}, {phase}" if conn._state.value > 1 else phase
-        return f"{now - entry.leased_at:.1f} s by {who}, {what}"
+            numbers = self._numbers_locked()
+            leased = sorted(self._leased, key=_by_age)
+        leases = [f"  leased {_describe(entry, now)}" for entry in leased]
+        return "\n".join([f"{self.origin}: {_counted(numbers)}", *leases])
 
     def prune(self, *, everything: bool = False) -> int:
         """Close idle connections that are past a limit or that their server has ended.
@@ -691,7 +685,10 @@ class Lender:
                 else:
                     probing.append(entry)
             self._idle.clear()
-            # While they are probed they count as leased, so that the limit holds.
+            # While they are probed they count as leased, so that the limit holds; but nobody has acquired them.
+            for entry in probing:
+                entry.leased_at = now
+                entry.is_lent = False
             self._leased.update(probing)
             self._serve_locked(now)
         for conn in doomed:
@@ -725,6 +722,7 @@ class Lender:
         doomed: list[HTTPConnection] = []
         with self._lock:
             self._is_closed = True
+            self._is_unlimited = False
             for entry in self._idle:
                 self._doom_locked(entry, CloseReason.POOL_CLOSED, doomed)
             self._idle.clear()
@@ -764,6 +762,33 @@ class Lender:
                 f"<{type(self).__name__} {self.origin} idle={len(self._idle)} leased={len(self._leased)} "
                 f"opening={len(self._opening)} maxsize={self.config.maxsize}>"
             )
+
+
+def _by_age(entry: _Entry) -> float:
+    return entry.leased_at
+
+
+def _counted(numbers: dict[str, int]) -> str:
+    return (
+        f"{numbers['leased']} leased of {numbers['maxsize']}, {numbers['idle']} idle, {numbers['opening']} opening, "
+        f"{numbers['waiting']} waiting"
+    )
+
+
+def _describe(entry: _Entry, now: float) -> str:
+    """Say how long, by which thread, for what request and in which phase a connection is lent."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    who = names.get(entry.borrower, f"a thread that has ended ({entry.borrower})")
+    held = f"{now - entry.leased_at:.1f} s by {who}"
+    conn = entry() or entry.conn
+    if conn is None:
+        return f"{held}, lost without release"
+    state = conn.state
+    if state in {State.CLOSED, State.IDLE}:
+        return f"{held}, {_PHASES[state]}"
+    if state is State.UNREAD_RESPONSE and conn._head is None:
+        state = State.REQUEST_SENT  # a whole exchange in one call claims the response beforehand
+    return f"{held}, {conn._method} {without_userinfo(conn._target)}, {_PHASES[state]}"
 
 
 _PHASES: Final = {

@@ -142,7 +142,8 @@ class PoolManager:
                 return pool, url[slash:] if fragment < 0 else url[slash:fragment]
         scheme, authority, target = split_url(url)
         pool = self._find(scheme, authority)
-        if slash > 0 and len(self._by_spelling) < self.max_pools * _SPELLINGS_PER_POOL:
+        is_plain = slash == len(scheme) + len("://") + len(authority)  # else a "?" or "#" stands before the slash
+        if is_plain and len(self._by_spelling) < self.max_pools * _SPELLINGS_PER_POOL:
             with self._lock:
                 self._by_spelling[url[:slash]] = pool
         return pool, target

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from .config import PoolConfig, PoolOptions
 from .conn import PEER_STOPPED_READING, HTTPConnection, State
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
 _Result = TypeVar("_Result")
-_REQUEST_SENT: Final = State.REQUEST_SENT
 
 
 class ConnectionPool(Lender):
@@ -93,13 +92,22 @@ class ConnectionPool(Lender):
             HTTPException: What came is no HTTP/1 response.
             OSError: The socket's own errors.
         """
-        prepared = self._prepare(method, target, body, headers)
+        if target[:1] != "/":
+            self._check_target(target)
+        prepared = prepare(method, target, body, headers, constant_fields=self._constant_fields)
         return self._request(prepared, target, timeout)
 
     def _prepare(self, method: str, target: str, body: BodySource | None, headers: Headers) -> PreparedRequest:
-        if target[:1] != "/" and target != "*":
-            raise InvalidURL("the request target must begin with '/'; a whole URL goes to a PoolManager")
+        if target[:1] != "/":
+            self._check_target(target)
         return prepare(method, target, body, headers, constant_fields=self._constant_fields)
+
+    @staticmethod
+    def _check_target(target: str) -> None:
+        if not isinstance(target, str):
+            raise TypeError(f"the request target must be a str, not {type(target).__name__}")
+        if target != "*":
+            raise InvalidURL("the request target must begin with '/' (or be '*'); a whole URL goes to a PoolManager")
 
     def _request(self, prepared: PreparedRequest, url: str, timeout: Timeout | float | None) -> Response:
         """Perform a prepared request: the walk that `request` promises, once down and once up."""
@@ -108,7 +116,8 @@ class ConnectionPool(Lender):
         deadline = None
         if timeout is not None or timeouts.total is not None:
             timeouts, deadline = self._limits(timeout, prepared)
-        conn, resends, (head, data, trailers) = self._exchange(prepared, timeouts, deadline, now, HTTPConnection.fetch)
+        conn, resends, exchange = self._exchange(prepared, timeouts, deadline, now, HTTPConnection.exchange)
+        head, data, trailers = exchange
         self._release(conn, OUTCOME_BY_STATUS_CLASS[head.status // 100], now)
         return Response(head, data, prepared.method, url, resends, trailers)
 
@@ -136,12 +145,12 @@ class ConnectionPool(Lender):
         timeouts: Timeout,
         deadline: Deadline | None,
         started: float,
-        receive: Callable[[HTTPConnection], _Result],
+        exchange: Callable[[HTTPConnection, PreparedRequest], _Result],
     ) -> tuple[HTTPConnection, int, _Result]:
         """Acquire, send and receive; once more on a new connection where the stale-resend rule allows it.
 
         Returns:
-            The connection, still leased, how often the request was sent again, and what `receive` gave.
+            The connection, still leased, how often the request was sent again, and what `exchange` gave.
         """
         try:
             conn = self._acquire(started, timeouts, deadline)
@@ -150,7 +159,9 @@ class ConnectionPool(Lender):
             raise
         was_reused = conn._exchanges > 0
         try:
-            result = self._send_and_receive(conn, prepared, deadline, receive)
+            if deadline is not None:
+                deadline.enter("exchange")
+            result = exchange(conn, prepared)
         except BaseException as fault:
             if not self._may_resend(conn, prepared, fault, was_reused=was_reused):
                 is_stale = was_reused and conn._failed_unanswered and isinstance(fault, (ConnectionError, ssl.SSLError))
@@ -166,27 +177,12 @@ class ConnectionPool(Lender):
             self._count_request(outcome_of(fault), started)
             raise
         try:
-            return conn, 1, self._send_and_receive(conn, prepared, deadline, receive)
+            if deadline is not None:
+                deadline.enter("exchange again")
+            return conn, 1, exchange(conn, prepared)
         except BaseException as fault:
             self._abort(conn, fault, outcome_of(fault), started)
             raise
-
-    @staticmethod
-    def _send_and_receive(
-        conn: HTTPConnection,
-        prepared: PreparedRequest,
-        deadline: Deadline | None,
-        receive: Callable[[HTTPConnection], _Result],
-    ) -> _Result:
-        if deadline is not None:
-            deadline.enter("exchange")
-        try:
-            conn.perform(prepared)
-        except PEER_STOPPED_READING:
-            if conn._state is not _REQUEST_SENT:
-                raise
-            # The peer may have answered before it stopped reading: receive() looks, or raises this very error.
-        return receive(conn)
 
     def _may_resend(
         self, conn: HTTPConnection, prepared: PreparedRequest, fault: BaseException, *, was_reused: bool
@@ -337,7 +333,7 @@ class StreamContext:
         self._started = pool._clock()
         timeouts, deadline = pool._limits(self._timeout, self._prepared)
         self._conn, resends, response = pool._exchange(
-            self._prepared, timeouts, deadline, self._started, _receive_streamed
+            self._prepared, timeouts, deadline, self._started, _begin_streamed
         )
         self._response = response
         response.resends = resends
@@ -361,7 +357,14 @@ class StreamContext:
         self._pool._abort(conn, fault, outcome, self._started)
 
 
-def _receive_streamed(conn: HTTPConnection) -> StreamedResponse:
+def _begin_streamed(conn: HTTPConnection, prepared: PreparedRequest) -> StreamedResponse:
+    """Send a request and receive the head of its response."""
+    try:
+        conn.perform(prepared)
+    except PEER_STOPPED_READING:
+        if conn.state is not State.REQUEST_SENT:
+            raise
+        # The peer may have answered before it stopped reading: the next line looks, or raises this very error.
     return conn._respond(StreamedResponse)
 
 

@@ -10,7 +10,7 @@ import io
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
 from .wire import FieldValue, field_lines, request_head
@@ -35,6 +35,7 @@ ONE_SEND_BYTES: Final = 65536
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 # Without a body these say so with Content-Length: 0 (RFC 9110 section 8.6).
 _BODY_EXPECTED: Final = frozenset({"PATCH", "POST", "PUT"})
+_NO_BODY: Final = "data should be a bytes-like object or an iterable, got %r"
 _SECRET_FIELDS: Final = (b"authorization:", b"proxy-authorization:", b"cookie:")
 
 
@@ -47,21 +48,25 @@ class PreparedRequest:
         head: The head as bytes; a small body stands behind it already, so that both leave in one send.
         body: The rest of the body, or ``None``.
         is_chunked: Whether `body` is to be put into chunks (RFC 9112 section 7.1).
-        is_idempotent: Whether sending it twice means no more than sending it once (RFC 9110 section 9.2.2), or
-            an Idempotency-Key says so.
+        has_idempotency_key: Whether an Idempotency-Key field tells the server how to take a repetition.
         is_replayable: Whether the body can be sent a second time.
     """
 
-    __slots__ = ("body", "head", "is_chunked", "is_idempotent", "is_replayable", "method", "target")
+    # Of the class, where most requests find them: they cost nothing to set.
+    body: BodySource | None = None
+    is_chunked = False
+    is_replayable = True
+    has_idempotency_key = False
 
     def __init__(self, method: str, target: str, head: bytes) -> None:
         self.method = method
         self.target = target
         self.head = head
-        self.body: BodySource | None = None
-        self.is_chunked = False
-        self.is_idempotent = method in IDEMPOTENT
-        self.is_replayable = True
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether sending it twice means no more than sending it once (RFC 9110 section 9.2.2)."""
+        return self.has_idempotency_key or self.method in IDEMPOTENT
 
     def __str__(self) -> str:
         """Return method and target, for messages; without userinfo."""
@@ -99,7 +104,7 @@ def prepare(
         return PreparedRequest(method, target, head)
     if isinstance(body, str):
         body = encode_body(body)
-    fields, is_chunked, names = complete_fields(
+    fields, body, is_chunked, names = complete_fields(
         method, body, headers, constant_fields=constant_fields, encode_chunked=encode_chunked
     )
     head = request_head(method, target or "/", fields, version=version)
@@ -109,18 +114,19 @@ def prepare(
     prepared = PreparedRequest(method, target, head)
     prepared.body = body
     prepared.is_chunked = is_chunked
-    prepared.is_idempotent = method in IDEMPOTENT or "idempotency-key" in names
+    prepared.has_idempotency_key = "idempotency-key" in names
     prepared.is_replayable = body is None or isinstance(body, (bytes, bytearray, memoryview))
     return prepared
 
 
 def complete_fields(
     method: str, body: BodySource | None, headers: Headers, *, constant_fields: list[Field], encode_chunked: bool
-) -> tuple[list[Field], bool, set[str]]:
+) -> tuple[list[Field], BodySource | None, bool, set[str]]:
     """Add the fields that a request needs and its caller has not given.
 
     Returns:
-        All fields, whether we put the body into chunks, and the names of the caller's fields in lower case.
+        All fields, the body to send with them, whether we put it into chunks, and the names of the caller's fields in
+        lower case.
     """
     fields = list(constant_fields)
     names: set[str] = set()
@@ -140,9 +146,11 @@ def complete_fields(
             fields.append(("Transfer-Encoding", "chunked"))
         else:
             fields.append(("Content-Length", length))
+            if hasattr(body, "read"):
+                body = SizedFile(cast("Readable", body), length)
     if headers:
         fields.extend(headers.items())
-    return fields, is_chunked, names
+    return fields, body, is_chunked, names
 
 
 def host_field(host: str, port: int, *, default_port: int) -> str:
@@ -183,6 +191,8 @@ def body_length(body: BodySource | None) -> int | None:
     try:
         return memoryview(body).nbytes  # type: ignore[arg-type]  # whether it can be viewed is the question
     except TypeError:
+        if not isinstance(body, Iterable):
+            raise TypeError(_NO_BODY % type(body)) from None
         return None
 
 
@@ -197,6 +207,35 @@ def _file_length(file: object) -> int | None:
         return max(status.st_size - int(file.tell()), 0)  # type: ignore[attr-defined]  # as above
     except (AttributeError, OSError, TypeError, ValueError):
         return None
+
+
+class SizedFile:
+    """A file that is read as far as its Content-Length says and not a byte further, whatever becomes of it meanwhile.
+
+    Args:
+        file: A regular file, opened in binary mode.
+        length: Its length in bytes, which the head has told.
+    """
+
+    __slots__ = ("_file", "_left")
+
+    def __init__(self, file: Readable, length: int) -> None:
+        self._file = file
+        self._left = length
+
+    def read(self, size: int, /) -> bytes | str:
+        """Return at most size bytes; none at the end.
+
+        Raises:
+            ValueError: The file ended before its length; the server would wait for the rest.
+        """
+        if not self._left:
+            return b""
+        block = self._file.read(min(size, self._left))
+        if not block:
+            raise ValueError(f"the body's file shrank: it ended {self._left} bytes short of the Content-Length sent")
+        self._left -= len(block)
+        return block
 
 
 def blocks(body: BodySource, blocksize: int) -> Iterable[bytes | bytearray | memoryview]:
@@ -215,7 +254,7 @@ def blocks(body: BodySource, blocksize: int) -> Iterable[bytes | bytearray | mem
     except TypeError:
         pass
     if isinstance(body, str) or not isinstance(body, Iterable):
-        raise TypeError(f"data should be a bytes-like object or an iterable, got {type(body)!r}")
+        raise TypeError(_NO_BODY % type(body))
     return body
 
 

@@ -27,6 +27,7 @@ class CloseReason(StrEnum):
     STALE_EOF = "stale_eof"  # the peer had closed it while it was idle
     STALE_RESET = "stale_reset"  # the peer had reset it while it was idle
     STALE_408 = "stale_408"  # the peer had sent 408 Request Timeout while it was idle
+    STALE_ASSUMED = "stale_assumed"  # idle, and older than one that had died
     UNSOLICITED = "unsolicited"  # the peer had sent bytes that nobody asked for while it was idle
     LEFTOVER = "leftover"  # bytes stood behind a complete response
     UNREAD = "unread"  # given back with more unread body than may be drained
@@ -227,7 +228,7 @@ class PoolStats:
         drains: Connections given back with an unread body, by what became of it.
         requests: Calls through `request` and `stream`, by outcome.
         leaked: Connections that were collected while lent.
-        wait: Waiting for a connection or a slot (not connecting), per successful acquire.
+        wait: Waiting for a connection or a slot (not connecting), per acquire that got one.
         use: From acquire to release, per lease.
         connect: Resolving, connecting, tunnel and TLS of the connections that were opened.
         request: Calls through `request` and `stream` whole, the wait included.

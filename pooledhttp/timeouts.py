@@ -102,6 +102,8 @@ class Deadline:
 
     def spent(self) -> str:
         """Say how the time was spent, phase by phase: ``acquire 0.00 s, connect 0.31 s``."""
+        if not self._phases:
+            return ""
         ends = [begun for _, begun in self._phases[1:]] + [self._clock()]
         return ", ".join(f"{phase} {end - begun:.2f} s" for (phase, begun), end in zip(self._phases, ends, strict=True))
 

@@ -35,6 +35,9 @@ RECEIVE_BYTES: Final = 16384
 # What one receive asks for inside a long body.
 BODY_RECEIVE_BYTES: Final = 262144
 
+# What one TLS record holds at most (RFC 8446 section 5.1).
+_RECORD_BYTES: Final = 16384
+
 # How often a wait on a plain socket looks at the clock, in seconds.  PEP 475 restarts a receive, and with it the
 # kernel's timer, after every signal: a limit longer than the interval between two signals would never fire if it
 # were given to the kernel whole.
@@ -106,6 +109,9 @@ class Transport:
         self.is_truncated = False
         self._recv: Callable[[int], bytes] = sock.recv
         self._send: Callable[[bytes], int] = sock.send
+        if isinstance(sock, ssl.SSLSocket):
+            # It sends all or, when time is up, does not tell how much: so a record at a time.
+            self._send = lambda data: sock.send(memoryview(data)[:_RECORD_BYTES])
         self._poll: Callable[[int], list[tuple[int, int]]] | None = None
         self._clock = clock
         self._is_bounded = False
@@ -154,7 +160,9 @@ class Transport:
         if not self._is_bounded:
             return True
         timeout = self.sock.gettimeout()
-        return timeout is not None and (self._uses_kernel_timers or timeout != self._armed_read)
+        if self._uses_kernel_timers:
+            return timeout is not None
+        return timeout != (None if self._armed_read == math.inf else self._armed_read)
 
     @property
     def limits(self) -> tuple[float | None, float | None, Deadline | None]:
@@ -198,6 +206,7 @@ class Transport:
             # One timeout for both directions: each call arms its own before it waits.
             seconds = max(seconds, 0.001)
             self.sock.settimeout(None if seconds == math.inf else seconds)
+            seconds = self.sock.gettimeout() or math.inf  # in whole nanoseconds: what `_has_own_timeout` will see
             self._armed_read = self._armed_write = seconds
             return seconds
         if seconds == math.inf:
@@ -256,7 +265,7 @@ class Transport:
             if self._is_bounded:
                 self._arm_write(self._left(self._write_limit, since, WriteTimeout))
             try:
-                sent = self.sock.send(rest)
+                sent = self._send(rest)  # type: ignore[arg-type]  # as in send()
             except _WAKE_UPS:
                 if self._has_own_timeout():
                     raise
@@ -276,8 +285,7 @@ class Transport:
             left = deadline.at - self._clock()
             if left <= 0:
                 raise deadline.exceeded()
-            if left < allowed:
-                allowed = left
+            allowed = min(allowed, left)
         armed = self._armed_read if is_read else self._armed_write
         if armed > allowed + _SLACK or (not self._uses_kernel_timers and armed < allowed - _SLACK):
             if is_read:
@@ -321,6 +329,10 @@ class Transport:
                 return receive()
             except _WAKE_UPS:
                 continue
+
+    def receive_ahead(self) -> None:
+        """Receive once into the buffer, which is empty; it stays so at the peer's end."""
+        self.buffer = self.more()
 
     def take(self, limit: int) -> bytes:
         """Return at least one and at most `limit` bytes; none at the peer's end."""
@@ -390,24 +402,30 @@ class Transport:
         Raises:
             LineTooLong: No line end within the limit.
         """
-        searched = self.at
-        while True:
-            newline = self.buffer.find(b"\n", searched)
-            if newline >= 0:
-                break
-            held = len(self.buffer) - self.at
-            if held > limit:
-                raise LineTooLong(what)
-            arrived = self.more()
-            if not arrived:
-                return self.take(held) if held else b""
-            self.buffer = self.buffer[self.at :] + arrived
-            self.at = 0
-            searched = held
+        newline = self.buffer.find(b"\n", self.at)
+        if newline < 0:
+            return self._take_split_line(limit, what)
         length = newline + 1 - self.at
         if length > limit:
             raise LineTooLong(what)
         return self.take(length)
+
+    def _take_split_line(self, limit: int, what: str) -> bytes:
+        """Return a line that has not arrived whole yet."""
+        held = bytearray(self.buffer[self.at :])
+        self.buffer = b""
+        self.at = 0
+        while len(held) <= limit:
+            arrived = self.more()
+            end = arrived.find(b"\n") + 1
+            held += arrived[:end] if end else arrived
+            if end or not arrived:
+                if end < len(arrived):
+                    self.buffer = arrived
+                    self.at = end
+                if len(held) <= limit:
+                    return bytes(held)
+        raise LineTooLong(what)
 
     def receive_head(self, limits: Limits) -> bytes:
         """Receive up to the blank line of a head and return the head; what follows stays in the buffer.
@@ -566,13 +584,17 @@ class FileTransport(Transport):
             self.any_received = True
         return data
 
+    def receive_ahead(self) -> None:
+        """Read a single byte: nobody knows how many are there, and a file waits for all that it is asked for."""
+        self.buffer = self.more(1)
+
     def take(self, limit: int) -> bytes:
         """Read at most `limit` bytes and not one more."""
-        return self.more(limit)
+        return super().take(limit) if self.buffer else self.more(limit)
 
     def take_into(self, view: memoryview) -> int:
         """Fill a writable view as far as the file gives."""
-        piece = self.more(len(view))
+        piece = self.take(len(view))
         view[: len(piece)] = piece
         return len(piece)
 

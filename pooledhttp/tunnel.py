@@ -67,7 +67,7 @@ class Tunnel:
         try:
             # `finally` would not do: only a tunnel that stands keeps its socket.
             with_proxy = f"the proxy {proxy}"
-            transport.bound(read=None, write=None, deadline=deadline, what=with_proxy)
+            previous = transport.hurry(deadline)
             deadline.begin("the proxy's answer to CONNECT")
             transport.send(self.request())
             head = _final_head(transport, limits)
@@ -75,7 +75,7 @@ class Tunnel:
                 raise _refused(transport, head, limits)
             if transport.has_leftover:
                 raise InvalidResponse(f"{with_proxy} sent bytes behind its answer to CONNECT")
-            transport.release_bounds()
+            transport.restore(previous)  # the documented timeout holds behind the tunnel too
         except BaseException:
             transport.close()
             raise

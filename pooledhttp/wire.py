@@ -55,9 +55,18 @@ DEFAULT_LIMITS: Final = Limits()
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _STATUS_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*+))?"
 _match_status_line = re.compile(_STATUS_LINE).fullmatch
+_REST_OF_LINE = rb"[\t -~\x80-\xff]*+\r\n"
+_FRAMING_NAMES = rb"content-length|transfer-encoding|connection|keep-alive|proxy-connection"
+# A well-formed head.  On the way it notes what decides about framing: group 5 is the one Content-Length, if it is a
+# plain number, and group 6 tells that there is anything else to look at; ``Connection: keep-alive`` is not.
 _match_head = re.compile(
-    _STATUS_LINE + rb"\r\n((?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+)\r\n",
-).fullmatch
+    _STATUS_LINE + rb"\r\n((?:"
+    rb"(?![CcTtKkPp])" + _TOKEN + rb"++:" + _REST_OF_LINE + rb"|"
+    rb"[Cc]ontent-[Ll]ength:(?(5)(?!))[ \t]*+([0-9]{1,19})[ \t]*+\r\n|"
+    rb"[Cc]onnection: keep-alive\r\n|"
+    rb"((?i:" + _FRAMING_NAMES + rb"):)" + _REST_OF_LINE + rb"|"
+    + _TOKEN + rb"++:" + _REST_OF_LINE + rb")*+)\r\n"
+).fullmatch  # fmt: skip
 _match_token = re.compile(_TOKEN + rb"+").fullmatch
 _match_chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t -~\x80-\xff]*+)?").fullmatch
 
@@ -83,11 +92,11 @@ class Head:
     def __init__(self, version: int, status: int, reason: bytes | None, block: bytes) -> None:
         self.version = version
         self.status = status
-        self._reason = reason
         self.length: int | None = None
         self.chunked = False
         self.is_persistent = version == 11
         self.keep_alive: bytes | None = None
+        self._reason = reason
         self._block = block
         self._fields: list[tuple[str, str]] | None = None
         self._message: HTTPMessage | None = None
@@ -175,7 +184,7 @@ def check_unfinished_head(received: bytes | bytearray, limits: Limits) -> None:
         raise InvalidResponse(f"the response's head is larger than {limits.head_bytes} bytes")
 
 
-def parse_head(head: bytes, *, method: str, limits: Limits = DEFAULT_LIMITS) -> Head:
+def parse_head(head: bytes, method: str, limits: Limits = DEFAULT_LIMITS) -> Head:
     """Parse one whole response head (RFC 9112 sections 4 to 6), blank line included.
 
     Args:
@@ -193,59 +202,78 @@ def parse_head(head: bytes, *, method: str, limits: Limits = DEFAULT_LIMITS) -> 
     """
     match = _match_head(head)
     if match is not None and len(head) <= limits.line_bytes:
-        minor, code, reason, block = match.groups()
+        minor, code, reason, block, length, anything_else = match.groups()
         parsed = Head(11 if minor == b"1" else 10, int(code), reason, block)
-        lowered = head.lower()
-        is_clean = True
-    else:
-        version, status, reason, block, is_clean = _read_leniently(head, limits)
-        parsed = Head(version, status, reason, block)
-        lowered = b"\n" + block.lower()  # the newline in front makes the first field findable like the others
+        # A field takes four bytes at least, so a short head need not be counted.
+        if len(block) > 4 * limits.fields and block.count(b"\n") > limits.fields:
+            raise InvalidResponse(f"got more than {limits.fields} headers")
+        if length is None or anything_else is not None or minor == b"0" or method in _ODD_METHODS or code in _BODILESS:
+            _decide_framing(parsed, head.lower(), method)
+        else:
+            parsed.length = int(length)  # the usual case of _decide_framing()
+        return parsed
+    version, status, reason, block, is_clean = _read_leniently(head, limits)
+    parsed = Head(version, status, reason, block)
     if block.count(b"\n") > limits.fields:
         raise InvalidResponse(f"got more than {limits.fields} headers")
-    _decide_framing(parsed, lowered, method)
+    # The newline in front makes the first field findable like the others.
+    _decide_framing(parsed, b"\n" + block.lower(), method)
     if not is_clean:
         parsed.is_persistent = False
     return parsed
 
 
+_find_framing = re.compile(rb"\n(" + _FRAMING_NAMES + rb"):[ \t]*+([^\r\n]*)").findall
+# Where there may be no body, whatever the fields say.
+_ODD_METHODS = frozenset({"HEAD", "CONNECT"})
+_BODILESS = frozenset({b"204", b"304", *(b"%d" % status for status in range(100, 200))})
+
+
 def _decide_framing(head: Head, lowered: bytes, method: str) -> None:
     """Decide length, coding and persistence from the fields (RFC 9112 sections 6 and 9.3)."""
+    length = coding = connection = proxy_connection = None
+    for name, value in _find_framing(lowered):
+        # Several lines of one name are one list (RFC 9110 section 5.3).
+        if name == b"content-length":
+            length = value if length is None else length + b"," + value
+        elif name == b"connection":
+            connection = value if connection is None else connection + b"," + value
+        elif name == b"transfer-encoding":
+            coding = value if coding is None else coding + b"," + value
+        elif name == b"keep-alive":
+            head.keep_alive = value if head.keep_alive is None else head.keep_alive + b"," + value
+        else:
+            proxy_connection = value
+
     if head.version == 10:
-        options = _tokens(lowered, b"\nconnection:") or _tokens(lowered, b"\nproxy-connection:")
+        options = _members(connection or proxy_connection or b"")
         head.is_persistent = b"keep-alive" in options and b"close" not in options
-    elif b"close" in lowered and b"close" in _tokens(lowered, b"\nconnection:"):
+    elif connection is not None and b"close" in connection and b"close" in _members(connection):
         head.is_persistent = False
-    if b"\nkeep-alive:" in lowered:
-        head.keep_alive = b",".join(_values(lowered, b"\nkeep-alive:"))
 
     status = head.status
     if status < 200 or status == 204 or status == 304 or method == "HEAD" or (method == "CONNECT" and status < 300):
         # RFC 9112 section 6.3, rules 1 and 2: no body, whatever the fields say.
         head.length = 0
-        return
-    if b"\ntransfer-encoding:" in lowered:
-        codings = _tokens(lowered, b"\ntransfer-encoding:")
+    elif coding is not None:
+        codings = _members(coding)
         head.chunked = codings[-1:] == [b"chunked"] and codings.count(b"chunked") == 1
-        if not head.chunked or head.version == 10 or b"\ncontent-length:" in lowered:
+        if not head.chunked or head.version == 10 or length is not None:
             # Not chunked at the end: read to the close.  The other two are what request smuggling looks like
             # (RFC 9112 section 6.1): the coding wins and the connection is not trusted again.
             head.is_persistent = False
-        return
-    at = lowered.find(b"\ncontent-length:")
-    if at >= 0:
-        value = lowered[at + 16 : lowered.find(b"\r", at)].strip(b" \t")
-        if lowered.find(b"\ncontent-length:", at + 16) >= 0 or not value.isdigit() or len(value) > _LENGTH_DIGITS:
-            head.length = _unusual_length(_values(lowered, b"\ncontent-length:"))
-        else:
-            head.length = int(value)
-    if head.length is None:
-        head.is_persistent = False
+    elif length is not None and length.isdigit() and len(length) <= _LENGTH_DIGITS:
+        head.length = int(length)
+    else:
+        if length is not None:
+            head.length = _unusual_length(length)
+        if head.length is None:
+            head.is_persistent = False
 
 
-def _unusual_length(values: list[bytes]) -> int | None:
+def _unusual_length(value: bytes) -> int | None:
     """Return the length that several or odd Content-Length values agree on; ``None`` if they are no lengths."""
-    members = {member.strip(b" \t") for value in values for member in value.split(b",")}
+    members = {member.strip(b" \t") for member in value.split(b",")}
     if not all(member.isdigit() and len(member) <= _LENGTH_DIGITS for member in members):
         return None
     lengths = {int(member) for member in members}
@@ -254,15 +282,9 @@ def _unusual_length(values: list[bytes]) -> int | None:
     return lengths.pop()
 
 
-def _values(lowered: bytes, name: bytes) -> list[bytes]:
-    """Return the values of every field with this name, which is given as it starts a line."""
-    return [part[: part.find(b"\r")].strip(b" \t") for part in lowered.split(name)[1:]]
-
-
-def _tokens(lowered: bytes, name: bytes) -> list[bytes]:
-    """Return the members of a comma-separated field, over all its lines."""
-    members = b",".join(_values(lowered, name)).split(b",")
-    return [token for member in members if (token := member.strip(b" \t"))]
+def _members(value: bytes) -> list[bytes]:
+    """Return the members of a comma-separated list; empty ones do not count (RFC 9110 section 5.6.1)."""
+    return [token for member in value.split(b",") if (token := member.strip(b" \t"))]
 
 
 def _status_line(line: bytes) -> tuple[int, int, bytes]:

@@ -6,6 +6,7 @@ missing raises the documented error, leaves the state as it was, and the scripte
 
 from __future__ import annotations
 
+import http.client
 import threading
 from collections.abc import Callable, Iterator
 
@@ -204,11 +205,13 @@ def test_missing_pair_raises_before_a_byte_is_written(
         CAUSES[event](conn)
     assert type(caught.value) is error_for(state, event)
     assert conn.state is state
+    legal = ["/first"] * (state >= State.REQUEST_SENT)
+    server.wait_until(lambda: len(server.requests) >= len(legal))
     conn.close()
     for peer in server.connections:
         assert peer.ended.wait(BOUND)
         assert peer.received == b"".join(request.head for request in peer.requests)
-    assert [request.target for request in server.requests] == ["/first"] * (state >= State.REQUEST_SENT)
+    assert [request.target for request in server.requests] == legal
     finish(conn)
 
 
@@ -230,15 +233,6 @@ def test_body_that_has_ended_cannot_end_again(state: State, event: Event, script
     assert conn.state is state
     conn.close()
     finish(conn)
-
-
-def test_events_of_a_body_are_refused_by_the_one_writer_of_the_state_too() -> None:
-    # No documented call can cause them (see above), so they are asked of the table's reader itself.
-    conn = HTTPConnection("127.0.0.1", 9)
-    for event in sorted(BODY_ENDS):
-        with pytest.raises(Exception, match=f"{event.name} in CLOSED"):
-            conn._advance(event)
-        assert conn.state is State.CLOSED
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -333,7 +327,7 @@ def in_two_threads(call: Callable[[], object]) -> list[BaseException | object]:
         together.wait()
         try:
             outcomes.append(call())
-        except Exception as fault:  # noqa: BLE001  # the outcome is what is asked for
+        except (http.client.HTTPException, OSError) as fault:  # the outcome is what is asked for
             outcomes.append(fault)
 
     threads = [threading.Thread(target=run) for _ in range(2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shutil
@@ -39,5 +40,6 @@ def test_state_diagram_begins_closed() -> None:
 
 def test_generator_writes_the_page_next_to_itself(tmp_path: Path) -> None:
     shutil.copy(GENERATOR, tmp_path)
-    subprocess.run([sys.executable, str(tmp_path / GENERATOR.name)], check=True, timeout=30, cwd=DOCS.parent)
+    environment = {**os.environ, "PYTHONPATH": str(DOCS.parent)}
+    subprocess.run([sys.executable, str(tmp_path / GENERATOR.name)], check=True, timeout=30, env=environment)
     assert (tmp_path / "states.md").read_text(encoding="utf-8") == generated()

@@ -103,7 +103,8 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "testing": {},
     "httplib": freely("conn", "response", "errors", "wire"),
     **dict.fromkeys(ADAPTERS, freely("manager", "errors", "timeouts")),
-    "cli": lazily(*CORE, *ADAPTERS, "metrics", "testing", "__init__", VERSION),
+    "cli": lazily(*CORE, *ADAPTERS, "metrics", "testing", "demo", "__init__", VERSION),
+    "demo": lazily(*CORE, *ADAPTERS, "metrics", "testing", "__init__", VERSION),
     "__main__": freely("cli"),
     "__init__": freely(*CORE),
 }
@@ -113,6 +114,7 @@ LIBRARIES: dict[str, Mapping[str, When]] = {
     "metrics": freely("prometheus_client"),
     "testing": freely("pytest"),
     "cli": lazily("trustme", "prometheus_client"),
+    "demo": lazily("trustme", "prometheus_client"),
     "adapters.requests": freely("requests"),
     "adapters.httpx": freely("httpx"),
 }
@@ -301,6 +303,9 @@ def test_table_points_downward_so_that_no_import_can_go_round_in_a_circle() -> N
         ("metrics", "import requests", "may not import requests"),
         ("cli", "import prometheus_client", "may import prometheus_client at LAZY, not at LOAD"),
         ("cli", "from . import conn", "may import conn at LAZY, not at LOAD"),
+        ("cli", "from .demo import run", "may import demo at LAZY, not at LOAD"),
+        ("demo", "import trustme", "may import trustme at LAZY, not at LOAD"),
+        ("demo", "def f():\n    from .cli import main", "may not import cli"),
         ("adapters.requests", "import httpx", "may not import httpx"),
         ("adapters.requests", "from ..pool import ConnectionPool", "may not import pool"),
         ("adapters", "from .requests import PooledAdapter", "may not import adapters.requests"),
@@ -398,7 +403,7 @@ def test_import_loads_no_third_party(module: str) -> None:
 
 def test_import_of_the_package_leaves_the_optional_rooms_alone() -> None:
     loaded = {room_of(name) for name in modules_loaded_by(PACKAGE) if name.startswith(f"{PACKAGE}.")}
-    assert loaded.isdisjoint({"metrics", "testing", "cli", *ADAPTERS})
+    assert loaded.isdisjoint({"metrics", "testing", "cli", "demo", *ADAPTERS})
 
 
 @pytest.mark.parametrize("library", ["prometheus_client", "pytest"])
