@@ -11,7 +11,7 @@ from .dial import SocketOption
 from .errors import InvalidURL
 from .origin import SourceAddress, check_source_address, split_host_port
 from .timeouts import Clock, Timeout, check_seconds, monotonic
-from .wire import DEFAULT_LIMITS, Limits, check_field
+from .wire import DEFAULT_LIMITS, Limits, check_field, check_host
 
 
 class MetricsRegistry(Protocol):
@@ -121,14 +121,22 @@ class PoolConfig:
                 raise TypeError("timeout must be a Timeout or a number of seconds; Timeout() has no total")
         check_seconds("idle_timeout", self.idle_timeout)
         check_seconds("max_age", self.max_age)
-        check_seconds("probe_after", self.probe_after, zero=True)
-        check_seconds("drain_seconds", self.drain_seconds, zero=True)
+        _check_bounded("probe_after", self.probe_after)
+        _check_bounded("drain_seconds", self.drain_seconds)
+        if not isinstance(self.resend_stale, bool):
+            raise TypeError(f"resend_stale must be a bool, not {self.resend_stale!r}")
         for address in self.source_addresses:
+            if address is None:
+                raise ValueError("source_address must be a (host, port) tuple or several, without None among them")
             check_source_address(address)
         if self.proxy is not None:
             proxy_of(self.proxy)
+        if not isinstance(self.proxy_headers, Mapping):
+            raise TypeError(f"proxy_headers must be a mapping, not {type(self.proxy_headers).__name__}")
         for name, value in self.proxy_headers.items():
             check_field(name, value)
+        _check_server_hostname(self.server_hostname)
+        _check_socket_options(self.socket_options)
         if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
             raise TypeError(f"ssl_context must be an ssl.SSLContext, not {self.ssl_context!r}")
         if not isinstance(self.limits, Limits):
@@ -137,8 +145,13 @@ class PoolConfig:
             raise ValueError(f"uds must be the path of a Unix socket, not {self.uds!r}")
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
             raise ValueError(f"name must be a non-empty str, not {self.name!r}")
-        if isinstance(self.registry, str) and self.registry != DEFAULT_REGISTRY:
-            raise ValueError(f'registry must be a registry, None or "default", not {self.registry!r}')
+        if isinstance(self.registry, str):
+            if self.registry != DEFAULT_REGISTRY:
+                raise ValueError(f'registry must be a registry, None or "default", not {self.registry!r}')
+        elif self.registry is not None and not hasattr(self.registry, "register"):
+            raise TypeError(f'registry must be a registry, None or "default", not {self.registry!r}')
+        if not callable(self.clock):
+            raise TypeError(f"clock must be a function that returns seconds, not {self.clock!r}")
 
     @property
     def timeouts(self) -> Timeout:
@@ -163,6 +176,51 @@ def _check_count(name: str, value: int | None, *, least: int) -> None:
         raise TypeError(f"{name} must be an int, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value!r}")
+
+
+def _check_bounded(name: str, value: float | None) -> None:
+    check_seconds(name, value, zero=True)
+    if value is None:
+        raise TypeError(f"{name} must be a number of seconds, not None")
+
+
+def _check_server_hostname(name: str | None) -> None:
+    if name is None:
+        return
+    if not isinstance(name, str):
+        raise TypeError(f"server_hostname must be a str, not {name!r}")
+    try:
+        check_host(name)
+    except InvalidURL as fault:
+        raise ValueError(f"server_hostname: {fault}") from None
+
+
+def _check_socket_options(options: tuple[SocketOption, ...]) -> None:
+    are_tuples = isinstance(options, (tuple, list)) and all(isinstance(option, tuple) for option in options)
+    kinds = {(int, int, int), (int, int, bytes)}
+    if not are_tuples or not all(_kind_of(option) in kinds for option in options):
+        raise TypeError(f"socket_options must be (level, option, value) tuples, not {options!r}")
+
+
+def _kind_of(option: SocketOption) -> tuple[type, ...]:
+    # socket.SOL_SOCKET is an int, socket.AF_INET one of an enum's.
+    return tuple(int if isinstance(part, int) else type(part) for part in option)
+
+
+def config_of(config: PoolConfig | None, options: PoolOptions) -> PoolConfig:
+    """Return the settings that a pool or a manager was given, whole or one by one.
+
+    Raises:
+        TypeError: Both were given, or `config` is something else; or as `PoolConfig`.
+        ValueError: As `PoolConfig`.
+    """
+    if config is None:
+        return PoolConfig(**options)
+    if options:
+        raise TypeError("give either config or single settings, not both")
+    if not isinstance(config, PoolConfig):
+        raise TypeError(f"config must be a PoolConfig, not {config!r}")
+    return config
 
 
 def proxy_of(url: str) -> tuple[str, int, str | None]:

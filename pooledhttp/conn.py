@@ -691,8 +691,8 @@ class HTTPConnection:
             except PEER_STOPPED_READING as fault:
                 self._send_fault = fault  # it may have answered before it stopped
             data = transport.more()
-            end = data.find(b"\r\n\r\n") + 4
-            if end < 4 or data.find(b"\n\n", 0, end) >= 0:
+            end = data.find(b"\n\r\n") + 3
+            if end < 3 or data.find(b"\n\n", 0, end) >= 0:
                 transport.buffer = data
                 return self._fetch(transport)
             head = parse_head(data[:end], method, self._limits)
@@ -824,8 +824,9 @@ class HTTPConnection:
         left = max_bytes
         try:
             previous = transport.hurry(Deadline(seconds, what="draining", clock=self._clock))
-            while left > 0 and (piece := body.read_some(left)):
-                left -= len(piece)
+            while left >= 0 and not body.is_complete:
+                # One byte more: that a chunked body has ended shows only to whoever reads on behind its last byte.
+                left -= len(body.read_some(left + 1))
         except (OSError, HTTPException):
             self._end(CloseReason.UNREAD)
             return False

@@ -155,10 +155,13 @@ class TunnelError(PooledHTTPError, OSError):
         body: What came of its body, cut at 64 KiB.
     """
 
-    def __init__(self, message: str, *, status: int, headers: list[tuple[str, str]], body: bytes = b"") -> None:
+    def __init__(
+        self, message: str, *, status: int = 0, headers: list[tuple[str, str]] | None = None, body: bytes = b""
+    ) -> None:
+        # Defaults, since unpickling passes the message alone and sets the attributes afterwards.
         super().__init__(message)
         self.status = status
-        self.headers = headers
+        self.headers = headers or []
         self.body = body
 
 

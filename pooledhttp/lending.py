@@ -89,6 +89,7 @@ class _Entry(weakref.ref[HTTPConnection]):
         self.borrower = get_ident()
         self.is_reused = False
         self.is_lent = False  # the borrower has it; before that, a reused one may still turn out stale
+        hash(self)  # kept from now on: of a dead reference, which the deque may hold, it cannot be had any more
 
 
 def _on_collected(entry: weakref.ref[HTTPConnection]) -> None:
@@ -691,28 +692,53 @@ class Lender:
                 entry.is_lent = False
             self._leased.update(probing)
             self._serve_locked(now)
-        for conn in doomed:
-            conn.close()
-        stale = [entry for entry in probing if entry.conn is not None and self._is_ended(entry.conn)]
+        ended = 0
+        try:
+            for conn in doomed:
+                conn.close()
+            for entry in probing:
+                if entry.conn is not None:
+                    self._end_if_stale(entry.conn)
+            now = self._clock()
+        finally:
+            ended = self._take_back_probed(probing, now)
+        return len(doomed) + ended
+
+    @staticmethod
+    def _end_if_stale(conn: HTTPConnection) -> None:
+        try:
+            reason = conn.staleness()
+        except BaseException:
+            conn._end(CloseReason.ERROR)
+            raise
+        if reason is not None:
+            conn._end(reason)
+
+    def _take_back_probed(self, probing: list[_Entry], now: float) -> int:
+        """Put back what `prune` took out to probe; return how many of them have ended."""
+        doomed: list[HTTPConnection] = []
+        kept: list[_Entry] = []
+        ended = 0
         with self._lock:
             for entry in probing:
-                if entry in stale:
+                if entry.conn is None or entry.conn._state is not _IDLE:
+                    ended += 1
+                    entry.conn = None
                     self._leased.discard(entry)
                     self._fold_locked(entry)
+                elif self._is_closed:  # since we took it out
+                    self._leased.discard(entry)
+                    self._doom_locked(entry, CloseReason.POOL_CLOSED, doomed)
                 elif self._waiters:
                     self._give_locked(self._waiters.popleft(), entry, now)
                 else:
                     self._leased.discard(entry)
-                    self._idle.append(entry)
+                    kept.append(entry)
+            self._idle.extendleft(reversed(kept))  # colder than whatever came back meanwhile
             self._serve_locked(now)
-        return len(doomed) + len(stale)
-
-    @staticmethod
-    def _is_ended(conn: HTTPConnection) -> bool:
-        reason = conn.staleness()
-        if reason is not None:
-            conn._end(reason)
-        return reason is not None
+        for conn in doomed:
+            conn.close()
+        return ended
 
     def close(self) -> None:
         """Close the pool: idle connections at once, leased ones when they come back; waiters get `PoolClosed`.

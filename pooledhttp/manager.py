@@ -10,7 +10,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, Final, Self
 
-from .config import PoolConfig, PoolOptions
+from .config import PoolConfig, PoolOptions, config_of
 from .errors import InvalidURL, PoolClosed
 from .origin import split_host_port
 from .pool import ConnectionContext, ConnectionPool, StreamContext
@@ -70,9 +70,7 @@ class PoolManager:
             raise TypeError(f"max_pools must be an int, not {max_pools!r}")
         if max_pools < 1:
             raise ValueError(f"max_pools must be at least 1, not {max_pools!r}")
-        if config is not None and options:
-            raise TypeError("give either config or single settings, not both")
-        self.config = PoolConfig(**options) if config is None else config
+        self.config = config_of(config, options)
         self.max_pools = max_pools
         # Guards the two dicts.  Never under it: a pool's lock, or anything that blocks.
         self._lock = threading.Lock()

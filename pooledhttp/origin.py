@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from .errors import InvalidURL
 from .wire import check_host
 
@@ -29,9 +31,13 @@ def split_host_port(host: str, port: int | str | None, default: int) -> tuple[st
             host = host[:colon]
         else:
             port = default
-    if host.startswith("[") and host.endswith("]"):
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    if is_bracketed:
         host = host[1:-1]
     check_host(host)
+    if (":" in host or is_bracketed) and not _is_ipv6(host.partition("%")[0]):
+        raise InvalidURL(f"host is not valid: {host[:60]!r} is no IPv6 address (which stands in brackets if the port "
+                         f"is not given apart)")  # fmt: skip
     if isinstance(port, str):
         if not (port.isascii() and port.isdigit()):
             raise InvalidURL(f"nonnumeric port: {port[:60]!r}")
@@ -43,10 +49,25 @@ def split_host_port(host: str, port: int | str | None, default: int) -> tuple[st
     return host, port
 
 
+def _is_ipv6(address: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6, address)
+    except OSError:
+        return False
+    return True
+
+
 def check_source_address(source_address: SourceAddress | None) -> None:
-    """Raise ValueError unless it is a (host, port) pair or ``None``."""
+    """Raise ValueError unless it is a (host, port) pair or ``None``; an empty host is any address."""
     if source_address is None:
         return
-    is_pair = isinstance(source_address, tuple) and len(source_address) in (2, 4)
-    if not is_pair or not isinstance(source_address[0], str) or not isinstance(source_address[1], int):
-        raise ValueError(f"source_address must be a (host, port) tuple, not {source_address!r}")
+    fault = ValueError(f"source_address must be a (host, port) tuple, not {source_address!r}")
+    if not isinstance(source_address, tuple) or len(source_address) not in (2, 4):
+        raise fault
+    host, port = source_address[:2]
+    if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        raise fault
+    try:
+        check_host(host or "any")
+    except InvalidURL:
+        raise fault from None

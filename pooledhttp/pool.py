@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from .config import PoolConfig, PoolOptions
+from .config import PoolConfig, PoolOptions, config_of
 from .conn import PEER_STOPPED_READING, HTTPConnection, State
 from .errors import HTTPException, InvalidURL
 from .lending import Lender, outcome_of
@@ -52,9 +52,7 @@ class ConnectionPool(Lender):
         config: PoolConfig | None = None,
         **options: Unpack[PoolOptions],
     ) -> None:
-        if config is not None and options:
-            raise TypeError("give either config or single settings, not both")
-        super().__init__(host, port, scheme, PoolConfig(**options) if config is None else config)
+        super().__init__(host, port, scheme, config_of(config, options))
         if self.config.registry is not None:
             _watch(self, self._tally)
 

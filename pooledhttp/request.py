@@ -35,6 +35,7 @@ ONE_SEND_BYTES: Final = 65536
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 # Without a body these say so with Content-Length: 0 (RFC 9110 section 8.6).
 _BODY_EXPECTED: Final = frozenset({"PATCH", "POST", "PUT"})
+_BODILESS: Final = IDEMPOTENT - _BODY_EXPECTED
 _NO_BODY: Final = "data should be a bytes-like object or an iterable, got %r"
 _SECRET_FIELDS: Final = (b"authorization:", b"proxy-authorization:", b"cookie:")
 
@@ -98,7 +99,7 @@ def prepare(
         ValueError: Method or headers would break the request (`InvalidURL`: the target).
         TypeError: Something is of another type.
     """
-    if body is None and not headers and method not in _BODY_EXPECTED:
+    if body is None and not headers and method in _BODILESS:
         lines = constant_fields.lines if isinstance(constant_fields, ConstantFields) else field_lines(constant_fields)
         head = request_head(method, target or "/", (), version=version, checked_lines=lines)
         return PreparedRequest(method, target, head)
@@ -135,6 +136,8 @@ def complete_fields(
         if "host" in names or "accept-encoding" in names:
             fields = [field for field in fields if lower(field[0]) not in names]
     is_chunked = False
+    if body is not None:
+        _check_body(body)
     if "content-length" in names or (body is None and str(method).upper() not in _BODY_EXPECTED):
         pass
     elif "transfer-encoding" in names:
@@ -191,9 +194,17 @@ def body_length(body: BodySource | None) -> int | None:
     try:
         return memoryview(body).nbytes  # type: ignore[arg-type]  # whether it can be viewed is the question
     except TypeError:
-        if not isinstance(body, Iterable):
-            raise TypeError(_NO_BODY % type(body)) from None
+        _check_body(body)
         return None
+
+
+def _check_body(body: object) -> None:
+    if isinstance(body, (bytes, bytearray, Iterable)) or hasattr(body, "read"):
+        return
+    try:
+        memoryview(body)  # type: ignore[arg-type]  # whether it can be viewed is the question
+    except TypeError:
+        raise TypeError(_NO_BODY % type(body)) from None
 
 
 def _file_length(file: object) -> int | None:

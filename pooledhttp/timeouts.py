@@ -38,7 +38,7 @@ def check_seconds(name: str, value: float | None, *, zero: bool = False) -> None
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds or None, not {value!r}")
-    if math.isnan(value) or not (0 <= value <= LONGEST) or (value == 0 and not zero):
+    if not (0 <= value <= LONGEST) or (value == 0 and not zero):  # which no NaN passes
         least = "at least 0" if zero else "greater than 0"
         raise ValueError(f"{name} must be {least} and at most a year (in seconds), not {value!r}; None is unbounded")
 

@@ -152,8 +152,11 @@ class Transport:
         if write != self._write_limit:
             self._write_limit = write
             self._arm_write(math.inf if write is None else write)
-        if deadline is not None and self._armed_write == math.inf:
-            self._arm_write(_HEARTBEAT)  # so that a send looks at the deadline while it blocks
+        if deadline is not None and self._uses_kernel_timers:
+            # A send does not look at the clock before it blocks, so its wake-up is set now.
+            left = deadline.at - self._clock()
+            if self._armed_write > left + _SLACK:
+                self._arm_write(left)
 
     def _has_own_timeout(self) -> bool:
         """Whether the socket's timeout is somebody else's: the documented one, or one that a borrower set."""
@@ -311,7 +314,7 @@ class Transport:
         except _WAKE_UPS:
             if self._has_own_timeout():
                 raise
-            data = self._wait_on(lambda: self._recv(size))
+            data = self._wait_on(lambda: self._recv(size), b"")
         except ssl.SSLEOFError:
             self.is_truncated = True
             return b""
@@ -319,8 +322,8 @@ class Transport:
             self.any_received = True
         return data
 
-    def _wait_on(self, receive: Callable[[], _Received]) -> _Received:
-        """Go on waiting after a wake-up, until something arrives or a limit is reached."""
+    def _wait_on(self, receive: Callable[[], _Received], nothing: _Received) -> _Received:
+        """Go on waiting after a wake-up, until something arrives (`nothing`: the end) or a limit is reached."""
         # The wake-up came after the time that was armed (which is never infinite, or there were none).
         since = self._clock() - self._armed_read
         while True:
@@ -329,6 +332,9 @@ class Transport:
                 return receive()
             except _WAKE_UPS:
                 continue
+            except ssl.SSLEOFError:
+                self.is_truncated = True
+                return nothing
 
     def receive_ahead(self) -> None:
         """Receive once into the buffer, which is empty; it stays so at the peer's end."""
@@ -384,7 +390,7 @@ class Transport:
         except _WAKE_UPS:
             if self._has_own_timeout():
                 raise
-            count = self._wait_on(lambda: self.sock.recv_into(view))
+            count = self._wait_on(lambda: self.sock.recv_into(view), 0)
         except ssl.SSLEOFError:
             self.is_truncated = True
             return 0
@@ -445,8 +451,9 @@ class Transport:
             data = self.more()
             if not data:
                 raise RemoteDisconnected("Remote end closed connection without response")
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 4 or data.find(b"\n\n", 0, end) >= 0:
+        # Not b"\r\n\r\n": behind a line that ends in a bare LF that would be found in the body.
+        end = data.find(b"\n\r\n") + 3
+        if end < 3 or data.find(b"\n\n", 0, end) >= 0:
             end = head_end(data)
         if end < 0:
             data, end = self._receive_rest_of_head(bytearray(data), limits)

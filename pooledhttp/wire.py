@@ -175,7 +175,8 @@ def check_unfinished_head(received: bytes | bytearray, limits: Limits) -> None:
     """
     newline = received.find(b"\n", 0, limits.line_bytes + 1)
     if newline >= 0:
-        _status_line(bytes(received[:newline]).removesuffix(b"\r"))
+        # Its beginning: this is called for each segment, and parse_head() sees the whole line.
+        _status_line(bytes(received[: min(newline, 200)]).removesuffix(b"\r"))
     elif not (received.startswith(b"HTTP/1.") or b"HTTP/1.".startswith(received)):
         raise BadStatusLine(_excerpt(received))
     if len(received) - (received.rfind(b"\n") + 1) > limits.line_bytes:
@@ -201,7 +202,7 @@ def parse_head(head: bytes, method: str, limits: Limits = DEFAULT_LIMITS) -> Hea
         InvalidResponse: Too many fields, a malformed one, or contradicting lengths.
     """
     match = _match_head(head)
-    if match is not None and len(head) <= limits.line_bytes:
+    if match is not None and len(head) <= limits.line_bytes <= limits.head_bytes:
         minor, code, reason, block, length, anything_else = match.groups()
         parsed = Head(11 if minor == b"1" else 10, int(code), reason, block)
         # A field takes four bytes at least, so a short head need not be counted.
@@ -303,7 +304,8 @@ def _read_leniently(head: bytes, limits: Limits) -> tuple[int, int, bytes, bytes
     if len(head) > limits.head_bytes:
         raise InvalidResponse(f"the response's head is larger than {limits.head_bytes} bytes")
     is_clean = True
-    block: list[bytes] = []
+    block: list[bytes] = []  # pieces of lines: gluing each continuation to what it continues would take quadratic time
+    is_continuable = False
     status_line, *lines = head.split(b"\n")
     if len(status_line) > limits.line_bytes:
         raise LineTooLong("status line")
@@ -316,22 +318,30 @@ def _read_leniently(head: bytes, limits: Limits) -> tuple[int, int, bytes, bytes
             is_clean = False  # a bare LF: accepted, but other parsers on the way may see other lines
         if b"\0" in line or b"\r" in line:
             raise InvalidResponse(f"a header line holds NUL or a bare CR: {_excerpt(line)}")
+        if not line:
+            raise InvalidResponse("a blank line stands within the response's head")
         name, colon, value = line.partition(b":")
         if line[:1] in (b" ", b"\t"):
             # obs-fold (RFC 9112 section 5.2): one space instead, on the field before it.
-            if block:
-                block[-1] = block[-1][:-2].rstrip(b" \t") + b" " + line.strip(b" \t") + b"\r\n"
+            if is_continuable:
+                block[-1] = block[-1].rstrip(b" \t")
+                block.append(b" " + line.strip(b" \t"))
             else:
-                is_clean = False
+                is_clean = False  # it continues the status line, or a line that was dropped
         elif not colon or not name:
             # http.client's documented tolerance: the line is dropped and hides nothing behind it.
-            is_clean = False
+            is_clean = is_continuable = False
         elif not _match_token(name):
             raise InvalidResponse(f"a header field's name is not a token: {_excerpt(name)}")
         else:
             if not _is_plain(value):
                 is_clean = False
-            block.append(line + b"\r\n")
+            if block:
+                block.append(b"\r\n")
+            block.append(line)
+            is_continuable = True
+    if block:
+        block.append(b"\r\n")
     return version, status, reason, b"".join(block), is_clean
 
 
@@ -343,7 +353,7 @@ def _excerpt(line: bytes | bytearray) -> str:
     return repr(shown)[1:] + ("..." if len(line) > 60 else "")
 
 
-_KEEP_ALIVE_HINT = re.compile(rb"(timeout|max)[ \t]*=[ \t]*\"?([0-9]{1,9})\"?(?![^ \t,])")
+_KEEP_ALIVE_HINT = re.compile(rb"(?<![^ \t,])(timeout|max)[ \t]*=[ \t]*\"?([0-9]{1,9})\"?(?![^ \t,])")
 
 
 def keep_alive_hints(value: bytes) -> tuple[int | None, int | None]:
@@ -397,7 +407,7 @@ _match_field_lines = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++: [\t -~\x80-\
 _match_method = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _match_target = re.compile(r"[!-~]+").fullmatch
 _match_value = re.compile(r"[\t -~\x80-\xff]*").fullmatch
-_match_host = re.compile(r"[!-$&-.0-9:;=A-Z\[\]_`a-z~]+").fullmatch
+_match_host = re.compile(r"[!$&-.0-9:;=A-Z_a-z~]+").fullmatch
 
 
 def request_head(
@@ -426,7 +436,8 @@ def request_head(
         InvalidURL: The target would break the head.
     """
     request_line = f"{method} {target} {version}\r\n"
-    if not _match_request_line(request_line):
+    # Formatting writes None and b"GET" as text, and both would pass for a method.
+    if not (isinstance(method, str) and isinstance(target, str) and _match_request_line(request_line)):
         raise _fault_of(method, target, version)
     if not fields:
         return f"{request_line}{checked_lines}\r\n".encode("latin-1")
@@ -442,10 +453,11 @@ def field_lines(fields: Iterable[tuple[str | bytes, FieldValue]]) -> str:
     """
     lines = []
     for name, value in fields:
-        if value.__class__ is str and name.__class__ is str:
-            lines.append(f"{name}: {value}\r\n")
-        else:
-            lines.append(f"{_text(name)}: {_text(value)}\r\n")
+        if value.__class__ is not str or name.__class__ is not str:
+            name, value = _text(name), _text(value)  # noqa: PLW2901  # the same, as text
+        if ":" in name:
+            check_field(name, value)  # raises: "A: b" with the value "c" would read as A with "b: c"
+        lines.append(f"{name}: {value}\r\n")
     text = "".join(lines)
     # A line break inside a name or value would show as one more line than was put in.
     if text.count("\n") != len(lines) or not _match_field_lines(text):
@@ -492,9 +504,9 @@ def check_host(host: str) -> None:
     """
     if not isinstance(host, str):
         raise TypeError(f"host must be a str, not {type(host).__name__}")
-    zoneless, _, zone = host.partition("%") if ":" in host else (host, "", "")
-    if not _match_host(zoneless) or (zone and not _match_method(zone)):
-        offence = re.search(r"[^!-$&-.0-9:;=A-Z\[\]_`a-z~]", zoneless)
+    zoneless, percent, zone = host.partition("%") if ":" in host else (host, "", "")
+    if not _match_host(zoneless) or (percent and not _match_method(zone)):
+        offence = re.search(r"[^!$&-.0-9:;=A-Z_a-z~]", zoneless)
         what = f"it can't contain {offence[0]!r}" if offence else "it is empty or its zone is malformed"
         raise InvalidURL(f"host is not valid: {what}")
 
