@@ -82,6 +82,10 @@ LENDING_MAY_IMPORT = {**CONN_MAY_IMPORT, **freely("conn", "config")}
 # The pool builds the collector on first use; nobody pays for metrics by importing the pool.
 POOL_MAY_IMPORT = {**LENDING_MAY_IMPORT, **freely("lending", "retry"), **lazily("metrics")}
 
+# The demo shows the whole package, but nobody pays for it before it runs; among its own files it imports downward.
+DEMO_MAY_IMPORT = lazily(*CORE, *ADAPTERS, "metrics", "testing", "__init__", VERSION)
+BELOW_DEMONSTRATION = freely("demo.options", "demo.api", "demo.load", "demo.screen", "demo.samples")
+
 ROOMS: dict[str, Mapping[str, When]] = {
     "errors": {},
     "stats": {},
@@ -100,11 +104,23 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "pool": POOL_MAY_IMPORT,
     "manager": {**POOL_MAY_IMPORT, **freely("pool")},
     "metrics": {**freely("stats", VERSION), **typing_only("pool", "manager")},
-    "testing": {},
+    "testing": freely("testing.peer", "testing.steps", "testing.server", "testing.resources", "testing.plugin"),
+    "testing.peer": {},
+    "testing.steps": freely("testing.peer"),
+    "testing.server": freely("testing.peer"),
+    "testing.resources": {},
+    "testing.plugin": freely("testing.server", "testing.resources"),
     "httplib": freely("conn", "response", "errors", "wire"),
     **dict.fromkeys(ADAPTERS, freely("manager", "errors", "timeouts")),
     "cli": lazily(*CORE, *ADAPTERS, "metrics", "testing", "demo", "__init__", VERSION),
-    "demo": lazily(*CORE, *ADAPTERS, "metrics", "testing", "__init__", VERSION),
+    "demo": {**BELOW_DEMONSTRATION, **freely("demo.demonstration", "demo.main")},
+    "demo.options": {},
+    "demo.api": {**DEMO_MAY_IMPORT, **freely("demo.options")},
+    "demo.load": {**DEMO_MAY_IMPORT, **freely("demo.options", "demo.api")},
+    "demo.screen": {**DEMO_MAY_IMPORT, **freely("demo.load")},
+    "demo.samples": {**DEMO_MAY_IMPORT, **freely("demo.options")},
+    "demo.demonstration": {**DEMO_MAY_IMPORT, **BELOW_DEMONSTRATION},
+    "demo.main": {**DEMO_MAY_IMPORT, **BELOW_DEMONSTRATION, **freely("demo.demonstration")},
     "__main__": freely("cli"),
     "__init__": freely(*CORE),
 }
@@ -112,9 +128,10 @@ ROOMS: dict[str, Mapping[str, When]] = {
 # Whoever has no row here lives on the standard library.
 LIBRARIES: dict[str, Mapping[str, When]] = {
     "metrics": freely("prometheus_client"),
-    "testing": freely("pytest"),
+    "testing.plugin": freely("pytest"),
     "cli": lazily("trustme", "prometheus_client"),
-    "demo": lazily("trustme", "prometheus_client"),
+    "demo.api": lazily("trustme"),
+    "demo.samples": lazily("prometheus_client"),
     "adapters.requests": freely("requests"),
     "adapters.httpx": freely("httpx"),
 }
@@ -195,7 +212,7 @@ class ImportFinder(ast.NodeVisitor):
 
 def imports_of(room: str, source: str) -> list[Import]:
     module = PACKAGE if room == "__init__" else f"{PACKAGE}.{room}"
-    is_package = room in {"__init__", "adapters"}
+    is_package = room in {"__init__", "adapters", "testing", "demo"}
     finder = ImportFinder(module if is_package else module.rpartition(".")[0])
     finder.visit(ast.parse(source))
     return finder.found
@@ -304,8 +321,13 @@ def test_table_points_downward_so_that_no_import_can_go_round_in_a_circle() -> N
         ("cli", "import prometheus_client", "may import prometheus_client at LAZY, not at LOAD"),
         ("cli", "from . import conn", "may import conn at LAZY, not at LOAD"),
         ("cli", "from .demo import run", "may import demo at LAZY, not at LOAD"),
-        ("demo", "import trustme", "may import trustme at LAZY, not at LOAD"),
-        ("demo", "def f():\n    from .cli import main", "may not import cli"),
+        ("demo.api", "import trustme", "may import trustme at LAZY, not at LOAD"),
+        ("demo.api", "from .load import Load", "may not import demo.load"),
+        ("demo.main", "from pooledhttp import conn", "may import conn at LAZY, not at LOAD"),
+        ("demo.main", "def f():\n    from ..cli import main", "may not import cli"),
+        ("testing", "import pytest", "may not import pytest"),
+        ("testing.peer", "from .server import ScriptedServer", "may not import testing.server"),
+        ("testing.server", "from ..errors import UnreadResponse", "may not import errors"),
         ("adapters.requests", "import httpx", "may not import httpx"),
         ("adapters.requests", "from ..pool import ConnectionPool", "may not import pool"),
         ("adapters", "from .requests import PooledAdapter", "may not import adapters.requests"),
@@ -331,7 +353,12 @@ def test_checker_catches(room: str, source: str, complaint: str) -> None:
         ("pool", "if typing.TYPE_CHECKING:\n    from .metrics import Collector"),
         ("metrics", "import prometheus_client.core\nfrom pooledhttp import __version__"),
         ("metrics", "if TYPE_CHECKING:\n    from .manager import PoolManager"),
-        ("testing", "import pytest"),
+        ("testing", "from . import steps\nfrom .plugin import audit"),
+        ("testing.plugin", "import pytest\nfrom .server import ServerFactory"),
+        (
+            "demo.samples",
+            "def f():\n    import prometheus_client.parser\n    from pooledhttp.conn import HTTPConnection",
+        ),
         ("adapters.requests", "import requests.adapters\nfrom ..manager import PoolManager"),
         ("cli", "import argparse\ndef demo():\n    import trustme\n    from pooledhttp import PoolManager, testing"),
         ("__main__", "from .cli import main"),
@@ -388,9 +415,22 @@ def third_parties(loaded: Mapping[str, str | None]) -> set[str]:
     return {name.partition(".")[0] for name, file in loaded.items() if is_third_party(name, file)}
 
 
+def loaded_with(room: str) -> set[str]:
+    """Name the rooms that the table lets an import of this one load: itself, what it imports, their packages."""
+    found, to_do = set(), [room]
+    while to_do:
+        name = to_do.pop()
+        if name in found or name not in ROOMS:
+            continue
+        found.add(name)
+        to_do += [name.rpartition(".")[0], *(below for below, when in ROOMS[name].items() if when == When.LOAD)]
+    return found
+
+
 def rooms_without_a_library() -> Iterator[str]:
     for room in MODULES:
-        if room not in {"__init__", "__main__"} and When.LOAD not in LIBRARIES.get(room, {}).values():
+        libraries = {when for name in loaded_with(room) for when in LIBRARIES.get(name, {}).values()}
+        if room not in {"__init__", "__main__"} and When.LOAD not in libraries:
             yield f"{PACKAGE}.{room}"
 
 

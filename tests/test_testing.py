@@ -1160,7 +1160,7 @@ def test_descriptor(leaks, audit):
 
 def test_module_works_without_pytest() -> None:
     source = "import sys; sys.modules['pytest'] = None; import pooledhttp.testing as t; print(hasattr(t, 'audit'))"
-    package_root = Path(pooledhttp.testing.__file__).parent.parent
+    package_root = Path(pooledhttp.__file__).parent.parent
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", source],
         check=False,
