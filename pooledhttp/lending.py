@@ -316,12 +316,14 @@ class Lender:
         conn = self._new_connection(timeouts, deadline)
         try:
             conn.connect()
+            now = self._clock()
         except BaseException as fault:
+            conn.close()  # it may have been interrupted behind its last step
             self._count_connect_failure(fault)
             raise
         with self._lock:
             is_closed = self._is_closed
-            entry = _Entry(conn, self, self._clock())
+            entry = _Entry(conn, self, now)
             self._fold_locked(entry)
             if is_closed:
                 self._tally.closed[CloseReason.POOL_CLOSED] += 1
@@ -361,6 +363,7 @@ class Lender:
 
     def _undo_acquire(self, claim: _Claim | None, entry: _Entry | None, fault: BaseException) -> None:
         """Give back whatever a failed acquire holds, and count it."""
+        conn = None
         with self._lock:
             if claim is not None:
                 if entry is None and isinstance(claim.given, _Entry):
@@ -368,17 +371,16 @@ class Lender:
                 self._opening.discard(claim)
                 if claim in self._waiters:
                     self._waiters.remove(claim)
-            conn = None
             if entry is not None and entry in self._leased:
                 conn = entry.conn or entry()
                 entry.conn = None
                 self._leased.discard(entry)
             self._tally.acquires[_acquire_outcome_of(fault)] += 1
-            self._serve_locked(self._clock())
         if conn is not None and entry is not None:
             conn._end(CloseReason.ERROR)
             with self._lock:
                 self._fold_locked(entry)
+        self._serve()
 
     def _numbers_locked(self) -> dict[str, int]:
         return {
@@ -409,10 +411,14 @@ class Lender:
         if not isinstance(entry, _Entry) or entry.lost is not self._lost:
             raise ValueError(f"{conn!r} was not lent by the pool of {self.origin}")
         drained: DrainOutcome | None = None
-        if conn._state is not _IDLE:
-            drained = self._settle(conn)
         doomed: list[HTTPConnection] = []
-        now = self._clock()
+        try:
+            if conn._state is not _IDLE:
+                drained = self._settle(conn)
+            now = self._clock()
+        except BaseException as fault:
+            self._abort(conn, fault, outcome, started)
+            raise
         with self._lock:
             if conn._lease is not entry:
                 return  # another thread has released it meanwhile
@@ -468,15 +474,11 @@ class Lender:
     def _settle(self, conn: HTTPConnection) -> DrainOutcome | None:
         """Bring a connection that is not idle to an end: read a bounded rest of its body, or close it."""
         config = self.config
-        try:
-            if conn._state is State.UNREAD_RESPONSE:
-                is_idle = conn.drain(max_bytes=config.drain_bytes, seconds=config.drain_seconds)
-                return DrainOutcome.DRAINED if is_idle else DrainOutcome.CLOSED
-            if conn._state is not State.CLOSED:
-                conn._end(CloseReason.UNREAD)  # a request is under way, and its response was not fetched
-        except BaseException as fault:
-            self._abort(conn, fault, None, 0.0)
-            raise
+        if conn._state is State.UNREAD_RESPONSE:
+            is_idle = conn.drain(max_bytes=config.drain_bytes, seconds=config.drain_seconds)
+            return DrainOutcome.DRAINED if is_idle else DrainOutcome.CLOSED
+        if conn._state is not State.CLOSED:
+            conn._end(CloseReason.UNREAD)  # a request is under way, and its response was not fetched
         return None
 
     def _why_not_keep(self, entry: _Entry, conn: HTTPConnection, now: float) -> CloseReason | None:
@@ -522,8 +524,17 @@ class Lender:
         while self._waiters and self._size_locked() < self.config.maxsize:
             self._opening.add(claim := self._waiters.popleft())
             claim.given = _Grant.SLOT
-            self._tally.wait.observe(now - claim.since)
+            self._tally.wait.observe(max(now - claim.since, 0.0))
             claim.wake.release()
+
+    def _serve(self) -> None:
+        """Give free slots to the oldest waiters, even if looking at the clock is interrupted."""
+        now = -_INFINITE
+        try:
+            now = self._clock()
+        finally:
+            with self._lock:
+                self._serve_locked(now)
 
     def _fold_locked(self, entry: _Entry) -> None:
         """Count what a connection has written into its journal."""
@@ -567,23 +578,27 @@ class Lender:
         is_stale: bool = False,
     ) -> None:
         """Close a leased connection because of an exception, free its slot and count."""
+        entry = conn._lease
+        if not isinstance(entry, _Entry):
+            return  # another thread has given it back, and somebody else may have it by now
         if conn._state is not State.CLOSED:
             conn._end(conn._reason_of(fault))
-        entry = conn._lease
         doomed: list[HTTPConnection] = []
-        now = self._clock()
-        with self._lock:
-            if outcome is not None:
-                self._tally.requests[outcome] += 1
-                self._tally.request.observe(now - started)
-            if isinstance(entry, _Entry):
+        now = entry.leased_at
+        try:
+            now = self._clock()
+        finally:
+            with self._lock:
+                if outcome is not None:
+                    self._tally.requests[outcome] += 1
+                    self._tally.request.observe(max(now - started, 0.0))
                 self._end_lease_locked(conn, entry, now)
                 if is_stale:
                     self._tally.stale[StaleOutcome.RAISED] += 1
                     self._doom_older_locked(entry, doomed)
-            self._serve_locked(now)
-        for closing in doomed:
-            closing.close()
+                self._serve_locked(now)
+            for closing in doomed:
+                closing.close()
 
     def _replace(self, conn: HTTPConnection, timeouts: Timeout, deadline: Deadline | None) -> HTTPConnection:
         """Open a new connection in the slot of one that turned out dead; the idle ones older than it go too."""
@@ -593,7 +608,11 @@ class Lender:
         if conn._close_reasons and conn._close_reasons[-1] is CloseReason.SERVER_CLOSE:
             conn._close_reasons[-1] = CloseReason.STALE_408  # that answer was for the idle time before the request
         doomed: list[HTTPConnection] = []
-        now = self._clock()
+        try:
+            now = self._clock()
+        except BaseException as fault:
+            self._abort(conn, fault, None, 0.0)
+            raise
         claim = _Claim(now)
         try:
             with self._lock:
@@ -608,7 +627,7 @@ class Lender:
         except BaseException:
             with self._lock:
                 self._opening.discard(claim)
-                self._serve_locked(self._clock())
+            self._serve()
             raise
 
     def _end_lease_locked(self, conn: HTTPConnection, entry: _Entry, now: float) -> None:

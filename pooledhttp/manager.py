@@ -11,11 +11,12 @@ import threading
 from typing import TYPE_CHECKING, Final, Self
 
 from .config import PoolConfig, PoolOptions, config_of
+from .conn import HTTPConnection
 from .errors import InvalidURL, PoolClosed
 from .origin import split_host_port
 from .pool import ConnectionContext, ConnectionPool, StreamContext
-from .request import NO_HEADERS, BodySource, Headers
-from .response import Response
+from .request import NO_HEADERS, BodySource, Headers, PreparedRequest
+from .response import Response, StreamedResponse
 from .stats import PoolStats
 from .timeouts import Timeout
 
@@ -115,11 +116,11 @@ class PoolManager:
     ) -> StreamContext:
         """Send a request to a URL and lend its response; see `ConnectionPool.stream`."""
         pool, target = self._route(url)
-        return pool.stream(method, target, body, headers, timeout=timeout)
+        return _RoutedStream(self, pool, pool._prepare(method, target, body, headers), url, timeout)
 
     def connection(self, url: str, timeout: Timeout | float | None = None) -> ConnectionContext:
         """Lend a connection to a URL's origin; see `ConnectionPool.connection`."""
-        return self.pool(url).connection(timeout)
+        return _RoutedConnection(self, self.pool(url), timeout)
 
     def pool(self, url: str) -> ConnectionPool:
         """Return the pool of a URL's origin, made now if there is none.
@@ -129,6 +130,12 @@ class PoolManager:
             PoolClosed: The manager is closed.
         """
         return self._route(url)[0]
+
+    def _reroute(self, pool: ConnectionPool) -> ConnectionPool:
+        """Return the pool that takes the place of one that was evicted between the look-up and the acquire."""
+        if self._is_closed:
+            raise PoolClosed("the pool manager is closed") from None
+        return self.pool(pool.origin)
 
     def _route(self, url: str) -> tuple[ConnectionPool, str]:
         """Return a URL's pool and its request target."""
@@ -208,3 +215,46 @@ class PoolManager:
     def __repr__(self) -> str:
         """Show how many pools there are."""
         return f"<PoolManager pools={len(self._pools)} max_pools={self.max_pools}>"
+
+
+class _RoutedStream(StreamContext):
+    """The ``with`` block of `PoolManager.stream`; nothing is sent before the pool has lent a connection."""
+
+    __slots__ = ("_manager",)
+
+    def __init__(
+        self,
+        manager: PoolManager,
+        pool: ConnectionPool,
+        prepared: PreparedRequest,
+        url: str,
+        timeout: Timeout | float | None,
+    ) -> None:
+        super().__init__(pool, prepared, url, timeout)
+        self._manager = manager
+
+    def __enter__(self) -> StreamedResponse:
+        """Send the request and receive the head."""
+        while True:
+            try:
+                return super().__enter__()
+            except PoolClosed:
+                self._pool = self._manager._reroute(self._pool)
+
+
+class _RoutedConnection(ConnectionContext):
+    """The ``with`` block of `PoolManager.connection`."""
+
+    __slots__ = ("_manager",)
+
+    def __init__(self, manager: PoolManager, pool: ConnectionPool, timeout: Timeout | float | None) -> None:
+        super().__init__(pool, timeout)
+        self._manager = manager
+
+    def __enter__(self) -> HTTPConnection:
+        """Acquire a connection."""
+        while True:
+            try:
+                return super().__enter__()
+            except PoolClosed:
+                self._pool = self._manager._reroute(self._pool)

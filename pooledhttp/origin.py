@@ -24,6 +24,8 @@ def split_host_port(host: str, port: int | str | None, default: int) -> tuple[st
     """
     if not isinstance(host, str):
         raise TypeError(f"host must be a str, not {type(host).__name__}")
+    if "@" in host:
+        raise InvalidURL("host is not valid: it can't contain '@'")  # before what may be a password is shown as a port
     if port is None:
         colon, bracket = host.rfind(":"), host.rfind("]")
         if colon > bracket:

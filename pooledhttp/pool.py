@@ -90,13 +90,13 @@ class ConnectionPool(Lender):
             HTTPException: What came is no HTTP/1 response.
             OSError: The socket's own errors.
         """
-        if target[:1] != "/":
+        if target.__class__ is not str or target[:1] != "/":
             self._check_target(target)
         prepared = prepare(method, target, body, headers, constant_fields=self._constant_fields)
         return self._request(prepared, target, timeout)
 
     def _prepare(self, method: str, target: str, body: BodySource | None, headers: Headers) -> PreparedRequest:
-        if target[:1] != "/":
+        if target.__class__ is not str or target[:1] != "/":
             self._check_target(target)
         return prepare(method, target, body, headers, constant_fields=self._constant_fields)
 
@@ -104,7 +104,7 @@ class ConnectionPool(Lender):
     def _check_target(target: str) -> None:
         if not isinstance(target, str):
             raise TypeError(f"the request target must be a str, not {type(target).__name__}")
-        if target != "*":
+        if target != "*" and not target.startswith("/"):
             raise InvalidURL("the request target must begin with '/' (or be '*'); a whole URL goes to a PoolManager")
 
     def _request(self, prepared: PreparedRequest, url: str, timeout: Timeout | float | None) -> Response:

@@ -507,6 +507,8 @@ class Transport:
         sock = self.sock
         try:
             if isinstance(sock, ssl.SSLSocket):
+                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    return CloseReason.STALE_RESET  # recv() would call it an end of file (Python 3.11 to 3.13)
                 timeout = sock.gettimeout()
                 sock.settimeout(0)
                 try:

@@ -142,7 +142,7 @@ def test_port_out_of_range_is_refused(port: int | str) -> None:
         split_host_port("orders", port, DEFAULT)
 
 
-@pytest.mark.parametrize("port", [80.0, True, b"80", ["80"], object()])
+@pytest.mark.parametrize("port", [80.0, True, b"80", ["80"], ...])
 def test_port_of_another_type_is_refused(port: object) -> None:
     with pytest.raises(TypeError, match="port must be an int"):
         split_host_port("orders", port, DEFAULT)  # type: ignore[arg-type]  # it is what the test is about
@@ -168,6 +168,13 @@ def test_whatever_is_passed_host_and_port_are_good_or_refused(given_host: str, g
     assert not set(host) & set(" \t\r\n\0/@[]#?\\")
     assert ("%" in host) <= (":" in host)
     assert 0 <= port <= 65535
+
+
+@pytest.mark.parametrize("host", ["user:secret@orders", "user:secret@orders:80", "secret@orders:x", "user:@secret"])
+def test_userinfo_is_refused_and_not_shown(host: str) -> None:
+    with pytest.raises(InvalidURL, match="can't contain '@'") as caught:
+        split_host_port(host, None, DEFAULT)
+    assert "secret" not in str(caught.value)
 
 
 # --- source addresses -------------------------------------------------------------------------------------------------

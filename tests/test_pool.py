@@ -13,16 +13,20 @@ import gc
 import re
 import socket
 import ssl
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, Unpack
 
 import pytest
 import trustme
+from prometheus_client import CollectorRegistry
 
+import pooledhttp
 from pooledhttp import (
     AcquireTimeout,
     ConnectionPool,
@@ -52,10 +56,12 @@ from pooledhttp.testing import (
     ScriptedServer,
     Send,
     ServerFactory,
+    Signal,
     Stall,
     StartTLS,
     keep_alive_script,
 )
+from pooledhttp.transport import Transport
 
 BOUND = 10.0
 PATIENT = Timeout(acquire=BOUND, connect=BOUND, read=BOUND, write=BOUND)
@@ -247,11 +253,11 @@ def test_total_of_a_lease_holds_for_its_exchanges_and_no_longer(
 ) -> None:
     server = scripted_server([*ANSWER, ExpectHead(), KeepOpen()], default=ANSWERS)
     pool = make_pool(server, maxsize=1)
-    with pytest.raises(TotalTimeout, match="the lease took longer than its total of 0.20 s"):  # noqa: PT012
-        with pool.connection(Timeout(total=0.2)) as conn:
-            exchange(conn)
-            conn.request("GET", "/silence")
-            conn.getresponse()
+    expected = r"the lease took longer than its total of 0\.20 s"
+    with pytest.raises(TotalTimeout, match=expected), pool.connection(Timeout(total=0.2)) as conn:
+        exchange(conn)
+        conn.request("GET", "/silence")
+        conn.getresponse()
     assert counted(pool.stats().closed) == {"timeout": 1}
     finish(pool)
 
@@ -343,27 +349,24 @@ def test_acquire_timeout_tells_the_last_failure_to_connect(
     finish(pool)
 
 
-def test_timeout_without_any_lease_has_no_holder(scripted_server: ServerFactory, make_pool: PoolMaker) -> None:
+def test_timeout_without_any_lease_has_no_holder(
+    scripted_server: ServerFactory, make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The only slot belongs to a connection that is still being opened."""
     server = scripted_server(default=ANSWERS)
     pool = make_pool(server, maxsize=1)
     errors: list[AcquireTimeout] = []
 
-    class Slow(HTTPConnection):
-        def connect(self) -> None:
-            with pytest.raises(AcquireTimeout, match="1 opening, 0 waiting\\)$") as caught:
+    connect = HTTPConnection.connect
+
+    def connect_slowly(conn: HTTPConnection) -> None:
+        if not errors:
+            with pytest.raises(AcquireTimeout, match=r"1 opening, 0 waiting\)$") as caught:
                 pool.acquire(AT_ONCE)
             errors.append(caught.value)
-            super().connect()
+        connect(conn)
 
-    make = pool._new_connection
-
-    def make_slow(*args: Any) -> HTTPConnection:
-        conn = make(*args)
-        conn.__class__ = Slow
-        return conn
-
-    pool._new_connection = make_slow  # type: ignore[method-assign]  # the seam where a connection is made
+    monkeypatch.setattr(HTTPConnection, "connect", connect_slowly)
     finish(pool)
     assert [error.oldest_lease for error in errors] == [None]
 
@@ -897,11 +900,12 @@ def test_unread_body_is_not_drained_when_the_waiter_gets_the_slot(
 ])  # fmt: skip
 @pytest.mark.parametrize("notice", ["acquire", "prune"])
 def test_idle_connection_past_a_limit_is_not_lent_again(
-    options: PoolOptions, limit: float, reason: str, notice: str, scripted_server: ServerFactory,
+    options: dict[str, Any], limit: float, reason: str, notice: str, scripted_server: ServerFactory,
     make_pool: PoolMaker, clock: Clock,
 ) -> None:  # fmt: skip
     server = scripted_server(default=ANSWERS)
-    pool = make_pool(server, clock=clock, **options)
+    settings: PoolOptions = {**options, "clock": clock}  # type: ignore[typeddict-item]  # the parameters above
+    pool = make_pool(server, **settings)
     finish(pool)
     clock.now += limit * 0.89  # an age may end up to 10 % earlier
     finish(pool)
@@ -1041,21 +1045,40 @@ def test_probe_is_spared_for_connections_that_were_used_just_now(
     probes: list[int] = []
     pool = make_pool(scripted_server(default=ANSWERS), clock=clock, probe_after=5)
     finish(pool)
-    with pool.connection() as conn:
-        transport = type(conn._transport)
-    probe = transport.staleness
+    probe = Transport.staleness
 
-    def count(transport: Any) -> Any:
+    def count(transport: Transport) -> Any:
         probes.append(1)
         return probe(transport)
 
-    monkeypatch.setattr(transport, "staleness", count)
+    monkeypatch.setattr(Transport, "staleness", count)
     clock.now += 4.9
     finish(pool)
     assert len(probes) == 0
     clock.now += 5
     finish(pool)
     assert len(probes) == 1
+
+
+def test_dead_connection_and_those_past_a_limit_are_left_behind_together(
+    scripted_server: ServerFactory, make_pool: PoolMaker, clock: Clock
+) -> None:
+    over = threading.Event()
+    server = scripted_server(ANSWERS, [*ANSWER, Stall(until=over), Close()], default=ANSWERS)
+    pool = make_pool(server, clock=clock, idle_timeout=60, max_age=None)
+    first, second = pool.acquire(), pool.acquire()
+    exchange(second)
+    sock = second.sock
+    pool.release(first)
+    clock.now += 50
+    pool.release(second)
+    clock.now += 50
+    over.set()
+    assert server.peer(1).ended.wait(BOUND)
+    wait_until(lambda: bool(sock.recv(1, socket.MSG_PEEK) == b""))
+    finish(pool)
+    assert counted(pool.stats().closed) == {"stale_eof": 1, "idle": 1}
+    assert server.accepted == 3
 
 
 # --- prune ------------------------------------------------------------------------------------------------------------
@@ -1200,9 +1223,10 @@ def test_stats_are_frozen_numbers_of_one_moment(scripted_server: ServerFactory, 
     assert counted(stats.acquires) == {"opened": 1, "reused": 1}
     assert before.reuse_ratio == 0
     assert stats.reuse_ratio == 0.5
-    for freeze_check in (lambda: setattr(stats, "idle", 7), lambda: stats.closed.update()):  # type: ignore[attr-defined]  # that it has none is the point
-        with pytest.raises(AttributeError):
-            freeze_check()
+    with pytest.raises(AttributeError):
+        stats.idle = 7  # type: ignore[misc]  # that it is frozen is the point
+    with pytest.raises(TypeError):
+        stats.closed["idle"] = 7  # type: ignore[index]  # as above
 
 
 def test_reuse_is_counted_while_it_lasts(scripted_server: ServerFactory, make_pool: PoolMaker) -> None:
@@ -1214,9 +1238,7 @@ def test_reuse_is_counted_while_it_lasts(scripted_server: ServerFactory, make_po
     finish(pool)
 
 
-def test_age_of_the_oldest_lease_is_shown(
-    scripted_server: ServerFactory, make_pool: PoolMaker, clock: Clock
-) -> None:
+def test_age_of_the_oldest_lease_is_shown(scripted_server: ServerFactory, make_pool: PoolMaker, clock: Clock) -> None:
     pool = make_pool(scripted_server(default=ANSWERS), clock=clock)
     assert pool.stats().oldest_lease_seconds == 0
     with pool.connection():
@@ -1266,15 +1288,48 @@ def test_explain_says_who_holds_what(
     finish(pool)
 
 
-def test_explain_names_the_thread_even_when_it_has_ended(
-    scripted_server: ServerFactory, make_pool: PoolMaker
-) -> None:
+def test_explain_names_the_thread_even_when_it_has_ended(scripted_server: ServerFactory, make_pool: PoolMaker) -> None:
     pool = make_pool(scripted_server(default=ANSWERS))
     with ThreadPoolExecutor(1, thread_name_prefix="worker") as executor:
         conn = executor.submit(pool.acquire).result(BOUND)
         assert "by worker_0, between" in pool.explain()
     assert re.search(r"by a thread that has ended \(\d+\), between", pool.explain())
     pool.release(conn)
+    finish(pool)
+
+
+def test_explain_shows_what_a_whole_request_waits_for(
+    scripted_server: ServerFactory, make_pool: PoolMaker, threads: ThreadPoolExecutor
+) -> None:
+    asked, shown = threading.Event(), threading.Event()
+    server = scripted_server(
+        default=[ExpectHead(), Signal(asked), Stall(until=shown), Respond(body=b"hello"), *ANSWERS]
+    )
+    pool = make_pool(server)
+    request = threads.submit(finish_waiting, pool)
+    assert asked.wait(BOUND)
+    wait_until(lambda: "GET /, waiting for the head" in pool.explain())
+    shown.set()
+    request.result(BOUND)
+    finish(pool)
+
+
+def test_explain_copes_with_a_connection_that_is_dropped_meanwhile(
+    scripted_server: ServerFactory, make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(scripted_server(default=ANSWERS))
+    held = [pool.acquire()]
+    enumerate_threads = threading.enumerate
+
+    def drop_and_enumerate() -> list[threading.Thread]:
+        if held:
+            drop(held)
+        return enumerate_threads()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "enumerate", drop_and_enumerate)
+        assert "by MainThread, lost without release" in pool.explain()
+    assert pool.stats().leaked == 1
     finish(pool)
 
 
@@ -1413,9 +1468,13 @@ def drop(conns: list[HTTPConnection]) -> None:
     """Let go of lent connections, which each cost one ResourceWarning."""
     count = len(conns)
     with pytest.warns(ResourceWarning, match="unclosed") as warned:
-        conns.clear()
-        gc.collect()
+        collect(conns)
     assert len(warned) == count
+
+
+def collect(conns: list[HTTPConnection]) -> None:
+    conns.clear()
+    gc.collect()
 
 
 def test_connection_dropped_without_release_frees_its_slot(
@@ -1513,6 +1572,36 @@ def test_connection_may_outlive_its_pool(scripted_server: ServerFactory, audit: 
     conn.close()
 
 
+# --- where its numbers are shown --------------------------------------------------------------------------------------
+
+
+def test_numbers_are_shown_in_the_registry(scripted_server: ServerFactory, make_pool: PoolMaker) -> None:
+    registry = CollectorRegistry()
+    pool = make_pool(scripted_server(default=ANSWERS), registry=registry, name="orders")
+    finish(pool)
+    assert registry.get_sample_value("pooledhttp_requests_total", {"pool": "orders", "outcome": "2xx"}) == 1
+
+
+@pytest.mark.parametrize(("missing", "is_told"), [("prometheus_client", False), ("something_else", True)])
+def test_pool_does_without_prometheus_client_alone(
+    missing: str, is_told: bool, scripted_server: ServerFactory, make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Missing(MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "pooledhttp.metrics":
+                raise ModuleNotFoundError(name=missing)
+
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "pooledhttp.metrics", raising=False)
+    monkeypatch.delattr(pooledhttp, "metrics", raising=False)
+    server = scripted_server(default=ANSWERS)
+    if is_told:
+        with pytest.raises(ModuleNotFoundError):
+            make_pool(server, registry="default")
+        return
+    finish(make_pool(server, registry="default"))
+
+
 # --- where it connects to ---------------------------------------------------------------------------------------------
 
 
@@ -1561,9 +1650,7 @@ def test_certificate_may_be_another_name(scripted_server: ServerFactory, make_po
     finish(pool)
 
 
-def test_pool_goes_through_a_unix_socket(
-    scripted_server: ServerFactory, tmp_path: Path, audit: ResourceAudit
-) -> None:
+def test_pool_goes_through_a_unix_socket(scripted_server: ServerFactory, tmp_path: Path, audit: ResourceAudit) -> None:
     path = str(tmp_path / "api.sock")
     server = scripted_server(default=ANSWERS, uds=path)
     with ConnectionPool("localhost", uds=path, registry=None, timeout=PATIENT) as pool:
@@ -1619,6 +1706,7 @@ def test_origin_and_name_come_from_the_arguments(args: tuple[Any, ...], scheme: 
     ((b"a",), {}, TypeError),
     (("a",), {"scheme": "ftp"}, InvalidURL),
     (("a",), {"config": PoolConfig(registry=None), "maxsize": 3}, TypeError),
+    (("a",), {"config": {"maxsize": 3}}, TypeError),
 ])  # fmt: skip
 def test_malformed_origin_is_refused(args: tuple[Any, ...], options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
@@ -1648,7 +1736,11 @@ def test_malformed_origin_is_refused(args: tuple[Any, ...], options: dict[str, A
     ("proxy_headers", {"X y": "a"}, ValueError), ("proxy_headers", {"X": "a\r\nb"}, ValueError),
     ("ssl_context", "default", TypeError), ("limits", 5, TypeError),
     ("uds", "", ValueError), ("uds", 5, ValueError), ("name", "", ValueError), ("name", 5, ValueError),
-    ("registry", "other", ValueError),
+    ("registry", "other", ValueError), ("registry", 5, TypeError), ("clock", 5, TypeError),
+    ("probe_after", None, TypeError), ("drain_seconds", None, TypeError), ("resend_stale", 1, TypeError),
+    ("source_address", (("127.0.0.1", 0), None), ValueError), ("proxy_headers", [("X", "a")], TypeError),
+    ("server_hostname", 5, TypeError), ("server_hostname", "a b", ValueError),
+    ("socket_options", ((1, 2),), TypeError), ("socket_options", 5, TypeError), ("socket_options", ("abc",), TypeError),
 ])  # fmt: skip
 def test_setting_that_makes_no_sense_is_refused_by_its_name(setting: str, value: Any, error: type[Exception]) -> None:
     options: dict[str, Any] = {setting: value}
@@ -1737,8 +1829,11 @@ def test_pools_add_up_and_the_elder_lease_is_the_oldest() -> None:
     def stats(number: int) -> PoolStats:
         tally = Tally()
         tally.opened = tally.leaked = number
-        for counts in (tally.acquires, tally.closed, tally.connect_failures, tally.stale, tally.drains, tally.requests):
-            counts.update(dict.fromkeys(counts, number))  # type: ignore[attr-defined]  # dicts of six enums
+        by_enum: tuple[dict[Any, int], ...] = (
+            tally.acquires, tally.closed, tally.connect_failures, tally.stale, tally.drains, tally.requests
+        )  # fmt: skip
+        for counts in by_enum:
+            counts.update(dict.fromkeys(counts, number))
         tally.wait.observe(number)
         return freeze(tally, name=f"pool {number}", maxsize=number, idle=number, leased=number, opening=number,
                       waiting=number, oldest_lease_seconds=number)  # fmt: skip

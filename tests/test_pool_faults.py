@@ -387,6 +387,7 @@ def test_response_tells_that_its_request_was_sent_again(scripted_server: ServerF
     assert pool.request("GET", "/die").resends == 1
     with pool.stream("GET", "/die") as response:
         assert response.resends == 1
+    assert pool.request("GET", "/die", timeout=BOUND).resends == 1
     assert pool.request("GET", "/").resends == 0
     finish(pool)
 
@@ -586,18 +587,18 @@ def test_late_408_with_a_body_is_no_answer_either(scripted_server: ServerFactory
     finish(pool)
 
 
-@pytest.mark.parametrize(("options", "used", "method", "close"), [
-    ({}, True, "POST", True),
-    ({}, False, "GET", True),
-    ({}, True, "GET", False),
-    ({"resend_stale": False}, True, "GET", True),
+@pytest.mark.parametrize(("resend", "used", "method", "close"), [
+    (True, True, "POST", True),
+    (True, False, "GET", True),
+    (True, True, "GET", False),
+    (False, True, "GET", True),
 ], ids=["POST", "fresh", "kept alive", "turned off"])  # fmt: skip
 def test_408_that_answers_the_request_is_delivered(
-    options: PoolOptions, used: bool, method: str, close: bool, scripted_server: ServerFactory, make_pool: PoolMaker
+    resend: bool, used: bool, method: str, close: bool, scripted_server: ServerFactory, make_pool: PoolMaker
 ) -> None:
     before = ANSWER if used else []
     server = scripted_server([*before, ExpectHead(), Respond(408, close=close), *ANSWERS], default=ANSWERS)
-    pool = make_pool(server, maxsize=1, **options)
+    pool = make_pool(server, maxsize=1, resend_stale=resend)
     if used:
         leave_idle(pool)
     assert pool.request(method, "/", b"").status == 408
@@ -667,7 +668,7 @@ def prepared(method: str, *, keyed: bool = False, replayable: bool = True) -> Pr
     return request
 
 
-@pytest.mark.parametrize("fault", [RemoteDisconnected(), ConnectionResetError(), BrokenPipeError(),
+@pytest.mark.parametrize("fault", [RemoteDisconnected(""), ConnectionResetError(), BrokenPipeError(),
                                    ConnectionAbortedError(), ssl.SSLEOFError()], ids=repr)  # fmt: skip
 @pytest.mark.parametrize("was_reused", [False, True])
 @pytest.mark.parametrize("is_unsent", [False, True])
@@ -785,7 +786,8 @@ def test_reset_within_the_body_is_raised_from_the_read(
     b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 101 + b"\r\n",
     b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n",
     b"HTTP/1.1 102 Processing\r\n\r\n" * 102,
-], ids=["SSH", "text", "HTTP/2", "zeros", "two lengths", "chunk size", "chunk end", "fields", "line", "interim"])  # fmt: skip
+], ids=["SSH", "text", "HTTP/2", "zeros", "two lengths", "chunk size", "chunk end", "fields", "line",
+        "interim answers"])  # fmt: skip
 @pytest.mark.parametrize("used", [False, True])
 def test_answer_that_is_no_http_ends_the_connection(
     answer: bytes, used: bool, scripted_server: ServerFactory, make_pool: PoolMaker
@@ -1288,6 +1290,52 @@ def test_generator_that_is_closed_in_the_middle_of_a_stream_frees_the_slot(
     assert next(generator).startswith(b"a")
     generator.close()  # type: ignore[attr-defined]  # generators have it, iterators need not
     assert gauges(pool) == (0, 0, 0, 0)
+    finish(pool)
+
+
+def test_interrupted_release_leaves_a_connection_alone_that_was_given_back_meanwhile(
+    scripted_server: ServerFactory, make_pool: PoolMaker
+) -> None:
+    server = scripted_server(default=ANSWERS)
+    clock = RiggedClock()
+    pool = make_pool(server, maxsize=1, clock=clock)
+    conn = pool.acquire()
+
+    def give_back_and_interrupt() -> None:
+        pool.release(conn)
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(1) as executor:
+        clock.elsewhere = give_back_and_interrupt
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(pool.release, conn).result(BOUND)
+    assert gauges(pool) == (1, 0, 0, 0)
+    finish(pool)
+    assert server.accepted == 1
+
+
+@pytest.mark.parametrize("probe", ["first", "second"])
+def test_interrupted_prune_frees_every_slot_it_had_taken(
+    probe: str, scripted_server: ServerFactory, make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(scripted_server(default=ANSWERS), maxsize=2)
+    first, second = pool.acquire(), pool.acquire()
+    pool.release(first)
+    pool.release(second)
+    interrupted = first if probe == "first" else second
+    look = HTTPConnection.staleness
+
+    def interrupt(conn: HTTPConnection) -> Any:
+        if conn is interrupted:
+            raise KeyboardInterrupt
+        return look(conn)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HTTPConnection, "staleness", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.prune()
+    assert gauges(pool) == (1, 0, 0, 0)
+    assert counted(pool.stats().closed) == {"error": 1}
     finish(pool)
 
 
