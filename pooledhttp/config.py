@@ -64,7 +64,7 @@ class PoolConfig:
             server announces (``Keep-Alive: timeout=``) holds instead.
         max_age: Seconds after which a connection is closed once it is idle, up to 10 % earlier at random, so that a
             changed DNS entry or a new server gets its share; ``None``: never.
-        max_requests: Leases after which a connection is closed; ``None``: no limit.
+        max_requests: Exchanges after which a connection is closed; ``None``: no limit.
         probe_after: Seconds of idleness from which the liveness probe is worth its system call; 0: always.
         drain_bytes: The most of an unread body that is read when a connection is given back.
         drain_seconds: The longest that may take.

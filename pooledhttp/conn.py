@@ -49,8 +49,10 @@ from .request import (
     Headers,
     PreparedRequest,
     blocks,
+    body_length,
     complete_fields,
     constant_fields,
+    declared_length,
     encode_body,
     field_bytes,
     prepare,
@@ -60,7 +62,7 @@ from .request import (
 from .response import Body, HTTPResponse, read_head
 from .stats import CloseReason
 from .timeouts import Clock, ConnectDeadline, Deadline, Timeout, check_seconds, monotonic
-from .transport import ForeignSocket, Transport, transport_for
+from .transport import FileTransport, ForeignSocket, Transport, transport_for
 from .tunnel import Tunnel
 from .wire import (
     DEFAULT_LIMITS,
@@ -208,6 +210,7 @@ class HTTPConnection:
         self.blocksize = blocksize
         self._create_connection = create_connection
         self._tunnel: Tunnel | None = None
+        self._tunnel_opened: Tunnel | None = None  # when the present socket was opened
         self._proxy_fields: list[tuple[str, str]] | None = None
 
         self._state = _CLOSED
@@ -218,6 +221,8 @@ class HTTPConnection:
         self._target = "/"
         self._started: list[Field] = []
         self._send_fault: OSError | None = None
+        self._body_left = 0  # announced by the head and not sent yet; below 0: nobody knows
+        self._is_probed = False  # whoever lends it has just looked whether it is stale
         self._head: Head | None = None
         self._body: Body | None = None
         self._reader: weakref.ref[HTTPResponse] | None = None
@@ -282,10 +287,11 @@ class HTTPConnection:
     @sock.setter
     def sock(self, sock: socket.socket | ForeignSocket | None) -> None:
         if sock is None:
+            if self._transport is not None:
+                self._close_reasons.append(CloseReason.CLIENT_CLOSE)
             self._transport = None
             self._body = None  # its response, if somebody still reads it, has the socket to itself
-            with self._guard:
-                self._state = _CLOSED
+            self._advance(_CLOSE)
             return
         self._install(transport_for(sock, clock=self._clock))
         if self._state is _CLOSED:
@@ -387,6 +393,7 @@ class HTTPConnection:
             raise
         transport = Transport(sock, clock=self._clock) if isinstance(sock, socket.socket) else transport_for(sock)
         self._install(transport)
+        self._tunnel_opened = self._tunnel
         self._opened_seconds.append(self._clock() - started)
         self._advance(_CONNECT)
 
@@ -465,13 +472,24 @@ class HTTPConnection:
             CannotSendRequest: A request is under way.
             OSError: The socket's own errors; an answer may still be there for `getresponse`.
         """
+        if self._exchanges and not self._is_probed:
+            self._close_if_stale()
+        self._is_probed = False
         if self._transport is None:
             self._advance(_PUTREQUEST)
         else:
             self._advance(_REQUEST)
         self._method = prepared.method
         self._target = prepared.target
+        self._body_left = 0 if prepared.is_exact else -1
         self._transmit(prepared.head, prepared.body, is_chunked=prepared.is_chunked)
+
+    def _close_if_stale(self) -> None:
+        """Close an idle connection that the peer has ended or spoken on: its next answer would be somebody else's."""
+        if self._state is _IDLE:
+            reason = self.staleness()
+            if reason is not None:
+                self._end(reason)
 
     def _request_by_steps(
         self, method: str, url: str, body: BodySource | None, headers: Headers, *, encode_chunked: bool
@@ -510,6 +528,9 @@ class HTTPConnection:
         """
         check_method(method)
         check_target(url or "/")
+        if self._exchanges and not self._is_probed:
+            self._close_if_stale()
+        self._is_probed = False
         self._advance(_PUTREQUEST)
         self._method = method
         self._target = url or "/"
@@ -534,6 +555,8 @@ class HTTPConnection:
         """
         if self._state is not _REQUEST_STARTED:
             raise CannotSendHeader(self._state.name)
+        for part in values:
+            check_field(header, part)
         value: FieldValue = values[0] if len(values) == 1 else b"\t".join(field_bytes(part) for part in values)
         check_field(header, value)
         self._started.append((header, value))
@@ -554,6 +577,12 @@ class HTTPConnection:
         head = request_head(self._method, self._target, self._started, version=self._http_vsn_str)
         if isinstance(message_body, str):
             message_body = encode_body(message_body)
+        declared = declared_length(self._started)
+        if encode_chunked and message_body is not None:
+            self._body_left = 0 if declared is None else -1
+        else:
+            length = body_length(message_body)
+            self._body_left = -1 if declared is None or length is None or length > declared else declared - length
         self._transmit(head, message_body, is_chunked=encode_chunked)
 
     def _transmit(self, head: bytes, body: BodySource | None, *, is_chunked: bool) -> None:
@@ -589,7 +618,9 @@ class HTTPConnection:
         else:
             self._break(fault)
 
-    def _send_body(self, transport: Transport, body: BodySource, *, is_chunked: bool) -> None:
+    def _send_body(self, transport: Transport, body: BodySource, *, is_chunked: bool) -> int:
+        """Send a body; return how many bytes of it there were."""
+        sent = 0
         for block in blocks(body, self.blocksize):
             view = memoryview(block).cast("B")
             if not view.nbytes:
@@ -598,8 +629,10 @@ class HTTPConnection:
                 transport.send(b"%X\r\n" % view.nbytes + view + b"\r\n")
             else:
                 transport.send(view)
+            sent += view.nbytes
         if is_chunked:
             transport.send(b"0\r\n\r\n")
+        return sent
 
     def send(self, data: BodySource) -> None:
         """Send body data behind `endheaders`, as it is.
@@ -609,19 +642,19 @@ class HTTPConnection:
 
         Raises:
             UnreadResponse: A response is unread: these bytes would be taken for a request.
-            NotConnected: The connection is closed and may not be opened.
+            CannotSendRequest: No request is under way.
             OSError: The socket's own errors.
         """
         if self._state is _UNREAD_RESPONSE:
             raise self._unread()
-        if self._transport is None:
-            if not self.auto_open:
-                raise NotConnected("the connection is closed and auto_open is off")
-            self.connect()
         transport = self._transport
+        if self._state is not _REQUEST_SENT and not isinstance(transport, FileTransport):
+            # A server would take these bytes for a request, and its answer for that of the next one.
+            raise CannotSendRequest(f"send() belongs between endheaders() and getresponse() ({self._state.name})")
         assert transport is not None
         try:
-            self._send_body(transport, data, is_chunked=False)
+            sent = self._send_body(transport, data, is_chunked=False)
+            self._body_left = self._body_left - sent if 0 <= sent <= self._body_left else -1
         except TypeError:
             raise
         except BaseException as fault:
@@ -673,7 +706,7 @@ class HTTPConnection:
             As `perform` and `fetch`; an answer that was sent before the peer stopped reading is returned.
         """
         transport = self._transport
-        if transport is None or prepared.body is not None or self.debuglevel > 0:
+        if transport is None or not prepared.is_plain or not self._is_probed or self.debuglevel > 0:
             try:
                 self.perform(prepared)
             except PEER_STOPPED_READING:
@@ -681,6 +714,8 @@ class HTTPConnection:
                     raise
             return self.fetch()
         self._advance(_EXCHANGE)
+        self._is_probed = False
+        self._body_left = 0
         self._method = method = prepared.method
         self._target = prepared.target
         self._head = self._send_fault = None
@@ -751,8 +786,8 @@ class HTTPConnection:
     def _receive_begun(self, head: Head, body: Body | None) -> None:
         self._head = head
         self._body = body
-        if self._send_fault is not None:
-            head.is_persistent = False  # the rest of the request is missing
+        if self._send_fault is not None or self._body_left:
+            head.is_persistent = False  # the rest of the request is missing, or there was too much of it
         if head.status == 101 or self._method == "CONNECT":
             head.is_persistent = False
             if self._switches_protocol(head):
@@ -818,7 +853,13 @@ class HTTPConnection:
         if body is None or transport is None:
             return self._state is _IDLE
         head = self._head
-        if head is None or not head.is_persistent or (body.left or 0) > max_bytes or head.status == 101:
+        if (
+            isinstance(transport, FileTransport)
+            or head is None
+            or not head.is_persistent
+            or (body.left or 0) > max_bytes
+            or head.status == 101
+        ):
             self._end(CloseReason.UNREAD)
             return False
         left = max_bytes

@@ -27,7 +27,7 @@ from .timeouts import ConnectDeadline
 _ATTEMPT_DELAY: Final = 0.25
 # epoll counts milliseconds in a C int, which ends at 24.8 days; an hour later the loop just goes round again.
 _LONGEST_SELECT: Final = 3600.0
-# Resolvers that hang hold a thread each; beyond this many a further call gives up at once instead of adding one.
+# Resolvers that hang hold a thread each; beyond this many a further call waits for one of them instead of adding one.
 _MAX_RESOLVERS: Final = 32
 _NO_PORT_LEFT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE})
 _IN_PROGRESS: Final = frozenset(
@@ -278,6 +278,7 @@ def resolve(host: str, port: int, deadline: ConnectDeadline) -> Sequence[_Addres
             done.release()
 
     try:
+        left = deadline.begin("resolving") or left  # waiting for a resolver has used some of it
         resolver = threading.Thread(target=look_up, name=f"pooledhttp-resolve-{host}", daemon=True)
         resolver.start()
     except BaseException:

@@ -45,6 +45,7 @@ from .stats import (
     freeze,
 )
 from .timeouts import Deadline, Timeout
+from .transport import main_thread
 from .wire import keep_alive_hints
 
 _IDLE: Final = State.IDLE
@@ -64,7 +65,8 @@ class _Entry(weakref.ref[HTTPConnection]):
     """One connection's record in its pool, and the weak reference that tells when its borrower lost it."""
 
     __slots__ = ("balance", "borrower", "closed", "conn", "expires_at", "good_until", "idle_limit", "idle_since",
-                 "is_lent", "is_reused", "leased_at", "lost", "opened")  # fmt: skip
+                 "is_lent", "is_reused", "leased_at", "leases", "lost", "opened",
+                 "tunnel")  # fmt: skip
 
     def __new__(cls, conn: HTTPConnection, _pool: Lender, _now: float) -> Self:
         """Make the reference; `weakref.ref` takes its callback here."""
@@ -78,6 +80,7 @@ class _Entry(weakref.ref[HTTPConnection]):
         # The connection's journal: the seconds that each opening took, and why each socket was closed.
         self.opened = conn._opened_seconds
         self.closed = conn._close_reasons
+        self.tunnel = conn._tunnel
         self.balance = 0  # sockets opened less sockets closed, as far as they have been counted
         self.expires_at = _INFINITE
         if config.max_age is not None:
@@ -86,6 +89,7 @@ class _Entry(weakref.ref[HTTPConnection]):
         self.good_until = now  # while idle: the earlier of its two limits
         self.idle_limit = _INFINITE if config.idle_timeout is None else config.idle_timeout
         self.leased_at = now
+        self.leases = 1  # tells one lease from the next, for whoever gives back twice
         self.borrower = get_ident()
         self.is_reused = False
         self.is_lent = False  # the borrower has it; before that, a reused one may still turn out stale
@@ -156,7 +160,8 @@ class Lender:
         self._is_closed = False
         self._is_unlimited = config.max_requests is None  # and open: nothing but age ends a connection at release
         self._tally = Tally()
-        self._last_connect_error: str | None = None
+        self._last_connect_error: tuple[float, str] | None = None  # when, and its text
+        self._last_used = self._clock()
         self._lost: deque[_Entry] = deque()  # filled by the garbage collector, without the lock
 
         # A pool that is dropped without close() takes its idle sockets along; nobody else can reach them.
@@ -181,10 +186,12 @@ class Lender:
                     entry.leased_at = now
                     entry.borrower = get_ident()
                     entry.is_reused = True
+                    entry.is_lent = False
                 else:
                     entry = self._take_idle_locked(now, doomed)
                 if entry is None:
-                    claim = self._claim_locked(now)
+                    claim = _Claim(now)  # ours before the pool has it, so that an interruption cannot lose it
+                    self._claim_locked(claim)
                 else:
                     self._tally.wait.counts[0] += 1  # not waiting needs no clock to fall into the first bucket
             for conn in doomed:
@@ -231,21 +238,19 @@ class Lender:
     def _why_expired(entry: _Entry, now: float) -> CloseReason:
         return CloseReason.MAX_AGE if now >= entry.expires_at else CloseReason.IDLE
 
-    def _claim_locked(self, now: float) -> _Claim:
+    def _claim_locked(self, claim: _Claim) -> None:
         """Claim a free slot, or queue."""
-        claim = _Claim(now)
         if self._size_locked() < self.config.maxsize:
             self._opening.add(claim)
             claim.given = _Grant.SLOT
             self._tally.wait.counts[0] += 1
-            return claim
+            return
         most = self.config.max_waiters
         if most is not None and len(self._waiters) >= most:
             raise PoolFull(
                 f"{len(self._waiters)} callers wait for {self.origin} already ({_counted(self._numbers_locked())})"
             )
         self._waiters.append(claim)
-        return claim
 
     def _wait(self, claim: _Claim, timeouts: Timeout, deadline: Deadline | None) -> _Entry | None:
         """Wait until the claim is given something: a connection is returned, ``None`` means a slot."""
@@ -279,11 +284,19 @@ class Lender:
             transport = conn._transport
             reason = CloseReason.CLIENT_CLOSE if transport is None else transport.staleness()
             if reason is not None:
+                entry.conn = conn  # it stays ours until its slot has been passed on: see _take_after_stale()
                 conn._end(reason)
                 return None
-        if deadline is not None or conn._deadline is not None or timeouts is not conn._timeouts:
+        if (
+            deadline is not None
+            or conn._deadline is not None
+            or timeouts is not conn._timeouts
+            or entry.borrower == main_thread.ident
+        ):
             conn._lend(deadline, timeouts)
+        conn._is_probed = True
         conn._lease = entry
+        entry.leases += 1
         entry.is_lent = True
         return conn
 
@@ -293,6 +306,7 @@ class Lender:
         with self._lock:
             self._leased.discard(stale)
             self._fold_locked(stale)
+            stale.conn = None
             entry = self._take_idle_locked(self._clock(), doomed)
             if entry is None:
                 self._opening.add(claim)
@@ -329,9 +343,11 @@ class Lender:
                 self._tally.closed[CloseReason.POOL_CLOSED] += 1
             else:
                 conn._lease = entry
+                conn._is_probed = True
                 self._leased.add(entry)
                 self._opening.discard(claim)
                 entry.is_lent = True
+                self._last_used = entry.leased_at
                 if outcome is not None:
                     self._tally.acquires[outcome] += 1
         if is_closed:
@@ -356,10 +372,12 @@ class Lender:
         return conn
 
     def _count_connect_failure(self, fault: BaseException) -> None:
+        if not isinstance(fault, Exception):
+            return  # an interruption says nothing of the origin
         with self._lock:
             self._tally.connect_failures[_connect_failure_of(fault)] += 1
             # Its text: the exception itself would hold the frames that it went through.
-            self._last_connect_error = f"{type(fault).__name__}: {fault}"
+            self._last_connect_error = self._clock(), f"{type(fault).__name__}: {fault}"
 
     def _undo_acquire(self, claim: _Claim | None, entry: _Entry | None, fault: BaseException) -> None:
         """Give back whatever a failed acquire holds, and count it."""
@@ -393,12 +411,13 @@ class Lender:
 
     def _acquire_timeout(self, seconds: float, numbers: dict[str, int], oldest: _Entry | None) -> AcquireTimeout:
         """Return the error that says who holds what."""
-        holder = None if oldest is None else _describe(oldest, self._clock())
-        failure = self._last_connect_error
+        now = self._clock()
+        holder = None if oldest is None else _describe(oldest, now)
+        failed_at, failure = self._last_connect_error or (now, None)
         text = f"no connection to {self.origin} within {seconds:.2f} s ({_counted(numbers)}"
         text += f"; oldest lease {holder})" if holder else ")"
         if failure is not None:
-            text += f"; the last attempt to connect that failed: {failure}"
+            text += f"; the last attempt to connect that failed: {failure} ({now - failed_at:.1f} s ago)"
         return AcquireTimeout(text, **numbers, oldest_lease=holder, last_connect_error=failure)
 
     # --- release ----------------------------------------------------------------------------------------
@@ -441,21 +460,22 @@ class Lender:
                 tally.drains[drained] += 1
             if entry.opened or entry.closed:
                 self._fold_locked(entry)
-            if conn._state is _IDLE:
+            if conn._state is _IDLE and (outcome is not None or self._is_untouched(conn, entry)):
                 head = conn._head
                 if self._is_unlimited and now < entry.expires_at and (head is None or head.keep_alive is None):
                     reason = None  # the usual case of _why_not_keep()
                 else:
                     reason = self._why_not_keep(entry, conn, now)
                 if reason is None:
-                    entry.idle_since = now
-                    entry.conn = conn
+                    entry.idle_since = self._last_used = now
                     if self._waiters:
+                        entry.conn = conn
                         self._give_locked(self._waiters.popleft(), entry, now)
                     else:
                         good_until = now + entry.idle_limit
                         entry.good_until = min(entry.expires_at, good_until)
                         self._leased.discard(entry)
+                        entry.conn = conn
                         self._idle.append(entry)
                         if self._idle[0].good_until <= now:
                             self._sweep_locked(now, doomed)
@@ -467,9 +487,17 @@ class Lender:
             else:
                 self._leased.discard(entry)
                 self._balance_locked(entry)
+                doomed.append(conn)
                 self._serve_locked(now)
         for closing in doomed:
             closing.close()
+
+    def _is_untouched(self, conn: HTTPConnection, entry: _Entry) -> bool:
+        """Tell whether what a borrower had in hands is still the connection that this pool opened."""
+        conn.debuglevel = 0
+        transport = conn._transport
+        is_ours = entry.balance == 1 and conn._tunnel is conn._tunnel_opened is entry.tunnel
+        return is_ours and transport is not None and transport.is_open
 
     def _settle(self, conn: HTTPConnection) -> DrainOutcome | None:
         """Bring a connection that is not idle to an end: read a bounded rest of its body, or close it."""
@@ -562,7 +590,7 @@ class Lender:
                 self._tally.leaked += 1
                 self._tally.closed[CloseReason.LEAKED] += max(entry.balance, 0)
                 self._tally.use.observe(now - entry.leased_at)
-                if entry.is_reused:
+                if entry.is_reused and entry.is_lent:
                     self._tally.acquires[_REUSED] += 1
         self._serve_locked(now)
 
@@ -695,24 +723,24 @@ class Lender:
         """
         now = self._clock()
         doomed: list[HTTPConnection] = []
-        with self._lock:
-            probing = []
-            for entry in self._idle:
-                if now >= entry.good_until:
-                    self._doom_locked(entry, self._why_expired(entry, now), doomed)
-                elif everything:
-                    self._doom_locked(entry, CloseReason.EVICTED, doomed)
-                else:
-                    probing.append(entry)
-            self._idle.clear()
-            # While they are probed they count as leased, so that the limit holds; but nobody has acquired them.
-            for entry in probing:
-                entry.leased_at = now
-                entry.is_lent = False
-            self._leased.update(probing)
-            self._serve_locked(now)
+        probing: list[_Entry] = []
         ended = 0
         try:
+            with self._lock:
+                for entry in self._idle:
+                    if now >= entry.good_until:
+                        self._doom_locked(entry, self._why_expired(entry, now), doomed)
+                    elif everything:
+                        self._doom_locked(entry, CloseReason.EVICTED, doomed)
+                    else:
+                        probing.append(entry)
+                self._idle.clear()
+                # While they are probed they count as leased, so that the limit holds; but nobody has acquired them.
+                for entry in probing:
+                    entry.leased_at = now
+                    entry.is_lent = False
+                self._leased.update(probing)
+                self._serve_locked(now)
             for conn in doomed:
                 conn.close()
             for entry in probing:
@@ -740,6 +768,8 @@ class Lender:
         ended = 0
         with self._lock:
             for entry in probing:
+                if entry not in self._leased:
+                    continue  # the prune was interrupted before it took them
                 if entry.conn is None or entry.conn._state is not _IDLE:
                     ended += 1
                     entry.conn = None
@@ -796,9 +826,9 @@ class Lender:
 
     @property
     def last_used(self) -> float:
-        """When a connection last came back, on the pool's clock; minus infinity before the first."""
+        """When a connection was last opened or came back, on the pool's clock; before the first, when it was made."""
         with self._lock:
-            return self._idle[-1].idle_since if self._idle else -_INFINITE
+            return self._last_used
 
     def __repr__(self) -> str:
         """Show origin and occupancy."""
@@ -807,6 +837,18 @@ class Lender:
                 f"<{type(self).__name__} {self.origin} idle={len(self._idle)} leased={len(self._leased)} "
                 f"opening={len(self._opening)} maxsize={self.config.maxsize}>"
             )
+
+
+def is_reused(conn: HTTPConnection) -> bool:
+    """Tell whether a leased connection has been idle in its pool before."""
+    entry = conn._lease
+    return isinstance(entry, _Entry) and entry.is_reused
+
+
+def lease_of(conn: HTTPConnection) -> tuple[object, int] | None:
+    """Return what tells this lease of a connection from any other, or ``None`` when it is not lent."""
+    entry = conn._lease
+    return (entry, entry.leases) if isinstance(entry, _Entry) else None
 
 
 def _by_age(entry: _Entry) -> float:

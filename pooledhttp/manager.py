@@ -162,8 +162,19 @@ class PoolManager:
                 return pool
             if self._is_closed:
                 raise PoolClosed("the pool manager is closed")
-            pool = ConnectionPool(candidate[1], candidate[2], scheme=scheme, config=self.config)
-            self._pools[candidate] = pool
+        # Outside the lock, since registering the metrics calls other people's code.
+        made = ConnectionPool(candidate[1], candidate[2], scheme=scheme, config=self.config)
+        with self._lock:
+            pool = self._pools.get(candidate)
+            is_late = self._is_closed or (pool is not None and not pool.is_closed)
+            if not is_late:
+                self._pools[candidate] = pool = made
+        if is_late or pool is None:
+            made.close()
+            if pool is None or pool.is_closed:
+                raise PoolClosed("the pool manager is closed")
+            return pool
+        with self._lock:
             others = [other for key, other in self._pools.items() if key != candidate]
         self._evict(others)
         return pool

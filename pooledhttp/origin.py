@@ -42,7 +42,7 @@ def split_host_port(host: str, port: int | str | None, default: int) -> tuple[st
                          f"is not given apart)")  # fmt: skip
     if isinstance(port, str):
         if not (port.isascii() and port.isdigit()):
-            raise InvalidURL(f"nonnumeric port: {port[:60]!r}")
+            raise InvalidURL("nonnumeric port: what stands behind the colon is no decimal number")
         port = int(port) if len(port) < 10 else 65536
     if isinstance(port, bool) or not isinstance(port, int):
         raise TypeError(f"port must be an int, not {port!r}")

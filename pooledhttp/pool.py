@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from .config import PoolConfig, PoolOptions, config_of
 from .conn import PEER_STOPPED_READING, HTTPConnection, State
 from .errors import HTTPException, InvalidURL
-from .lending import Lender, outcome_of
+from .lending import Lender, is_reused, lease_of, outcome_of
 from .request import NO_HEADERS, BodySource, Headers, PreparedRequest, prepare
 from .response import Response, StreamedResponse
 from .retry import is_late_timeout, may_resend
@@ -92,13 +93,17 @@ class ConnectionPool(Lender):
         """
         if target.__class__ is not str or target[:1] != "/":
             self._check_target(target)
-        prepared = prepare(method, target, body, headers, constant_fields=self._constant_fields)
+        prepared = prepare(
+            method, target, body, headers, constant_fields=self._constant_fields, encode_chunked=True, is_strict=True
+        )
         return self._request(prepared, target, timeout)
 
     def _prepare(self, method: str, target: str, body: BodySource | None, headers: Headers) -> PreparedRequest:
         if target.__class__ is not str or target[:1] != "/":
             self._check_target(target)
-        return prepare(method, target, body, headers, constant_fields=self._constant_fields)
+        return prepare(
+            method, target, body, headers, constant_fields=self._constant_fields, encode_chunked=True, is_strict=True
+        )
 
     @staticmethod
     def _check_target(target: str) -> None:
@@ -155,7 +160,7 @@ class ConnectionPool(Lender):
         except BaseException as fault:
             self._count_request(outcome_of(fault), started)
             raise
-        was_reused = conn._exchanges > 0
+        was_reused = is_reused(conn)
         try:
             if deadline is not None:
                 deadline.enter("exchange")
@@ -214,8 +219,9 @@ class ConnectionPool(Lender):
         """Lend a connection; `release` must follow, whatever happens.  `connection` sees to that by itself.
 
         Args:
-            timeout: A number bounds the acquiring, connecting included, in seconds.  A `Timeout` replaces the pool's:
-                its `read` and `write` hold for the lease, and its `total` bounds the lease as a whole.
+            timeout: A number bounds the acquiring, connecting included, in seconds; 0 does not wait.  A `Timeout`
+                replaces the pool's: its `read` and `write` hold for the lease, and its `total` bounds the lease as a
+                whole.
 
         Returns:
             A documented `HTTPConnection`, connected and idle.
@@ -224,21 +230,27 @@ class ConnectionPool(Lender):
             AcquireTimeout: No connection came free in time.
             PoolFull: Too many wait already.
             PoolClosed: The pool is closed.
-            ConnectTimeout: Connecting took too long.
+            ConnectTimeout, TotalTimeout: Connecting took longer than its own limit, or than `timeout`.
             OSError: The socket's own errors.
         """
         now = self._clock()
         if isinstance(timeout, (int, float)):
             check_seconds("timeout", timeout, zero=True)
+            # Zero bounds the waiting alone: opening a connection takes time, and has its own limit.
             deadline = Deadline(timeout, what=f"acquiring a connection to {self.origin}", clock=self._clock)
-            conn = self._acquire(now, self._timeouts, deadline)
-            conn._lend(None, self._timeouts)
+            timeouts = self._timeouts if timeout else replace(self._timeouts, acquire=0)
+            conn = self._acquire(now, timeouts, deadline if timeout else None)
+            try:
+                conn._lend(None, self._timeouts)
+            except BaseException as fault:
+                self._abort(conn, fault, None, 0.0)
+                raise
             return conn
         timeouts, lease_deadline = self._limits(timeout, None)
         return self._acquire(now, timeouts, lease_deadline)
 
     def release(self, conn: HTTPConnection) -> None:
-        """Take a connection back; a second time does nothing.
+        """Take a connection back; a second time does nothing, as long as nobody else has borrowed it meanwhile.
 
         It stays open only if it is provably back at idle.  Of an unread body a bounded rest is drained (`drain_bytes`,
         `drain_seconds`); beyond that, or with a request under way, the connection is closed.
@@ -284,16 +296,18 @@ class ConnectionPool(Lender):
 class ConnectionContext:
     """The ``with`` block of `ConnectionPool.connection`."""
 
-    __slots__ = ("_conn", "_pool", "_timeout")
+    __slots__ = ("_conn", "_lease", "_pool", "_timeout")
 
     def __init__(self, pool: ConnectionPool, timeout: Timeout | float | None) -> None:
         self._pool = pool
         self._timeout = timeout
         self._conn: HTTPConnection | None = None
+        self._lease: tuple[object, int] | None = None
 
     def __enter__(self) -> HTTPConnection:
         """Acquire a connection."""
         self._conn = conn = self._pool.acquire(self._timeout)
+        self._lease = lease_of(conn)
         return conn
 
     def __exit__(
@@ -301,8 +315,8 @@ class ConnectionContext:
     ) -> None:
         """Release it, or close it if the block ended by an exception."""
         conn, self._conn = self._conn, None
-        if conn is None or conn._lease is None:
-            return
+        if conn is None or lease_of(conn) != self._lease:
+            return  # it was released by hand, and may be lent to somebody else by now
         if fault is not None:
             self._pool._abort(conn, fault, None, 0.0)
         else:
@@ -312,7 +326,7 @@ class ConnectionContext:
 class StreamContext:
     """The ``with`` block of `ConnectionPool.stream`."""
 
-    __slots__ = ("_conn", "_pool", "_prepared", "_response", "_started", "_timeout", "_url")
+    __slots__ = ("_conn", "_lease", "_pool", "_prepared", "_response", "_started", "_timeout", "_url")
 
     def __init__(
         self, pool: ConnectionPool, prepared: PreparedRequest, url: str, timeout: Timeout | float | None
@@ -323,6 +337,7 @@ class StreamContext:
         self._timeout = timeout
         self._conn: HTTPConnection | None = None
         self._response: StreamedResponse | None = None
+        self._lease: tuple[object, int] | None = None
         self._started = 0.0
 
     def __enter__(self) -> StreamedResponse:
@@ -334,6 +349,7 @@ class StreamContext:
             self._prepared, timeouts, deadline, self._started, _begin_streamed
         )
         self._response = response
+        self._lease = lease_of(self._conn)
         response.resends = resends
         response.url = self._url
         return response
@@ -344,7 +360,7 @@ class StreamContext:
         """Release the connection, or close it if the block ended by an exception."""
         conn, response = self._conn, self._response
         self._conn = self._response = None
-        if conn is None or response is None or conn._lease is None:
+        if conn is None or response is None or lease_of(conn) != self._lease:
             return
         outcome = OUTCOME_BY_STATUS_CLASS[response.status // 100]
         if fault is None:

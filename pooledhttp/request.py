@@ -37,6 +37,8 @@ IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE
 _BODY_EXPECTED: Final = frozenset({"PATCH", "POST", "PUT"})
 _BODILESS: Final = IDEMPOTENT - _BODY_EXPECTED
 _NO_BODY: Final = "data should be a bytes-like object or an iterable, got %r"
+# No length that fits a file has more digits than this.
+_LENGTH_DIGITS: Final = 19
 _SECRET_FIELDS: Final = (b"authorization:", b"proxy-authorization:", b"cookie:")
 
 
@@ -49,6 +51,8 @@ class PreparedRequest:
         head: The head as bytes; a small body stands behind it already, so that both leave in one send.
         body: The rest of the body, or ``None``.
         is_chunked: Whether `body` is to be put into chunks (RFC 9112 section 7.1).
+        is_exact: Whether what is sent is known to be as long as the head says; else its connection is not used again.
+        is_plain: Whether it is exact and `head` is all there is to send.
         has_idempotency_key: Whether an Idempotency-Key field tells the server how to take a repetition.
         is_replayable: Whether the body can be sent a second time.
     """
@@ -58,6 +62,8 @@ class PreparedRequest:
     is_chunked = False
     is_replayable = True
     has_idempotency_key = False
+    is_exact = True
+    is_plain = True
 
     def __init__(self, method: str, target: str, head: bytes) -> None:
         self.method = method
@@ -83,6 +89,7 @@ def prepare(
     constant_fields: list[Field],
     encode_chunked: bool = False,
     version: str = "HTTP/1.1",
+    is_strict: bool = False,
 ) -> PreparedRequest:
     """Check a request and build its head.
 
@@ -94,6 +101,7 @@ def prepare(
         constant_fields: Host and Accept-Encoding, for where `headers` have none.
         encode_chunked: Whether to put a body into chunks when `headers` hold Transfer-Encoding.
         version: ``HTTP/1.1`` or ``HTTP/1.0``.
+        is_strict: Whether to refuse a body whose length is not the one that the head says; ``http.client`` sends it.
 
     Raises:
         ValueError: Method or headers would break the request (`InvalidURL`: the target).
@@ -108,16 +116,55 @@ def prepare(
     fields, body, is_chunked, names = complete_fields(
         method, body, headers, constant_fields=constant_fields, encode_chunked=encode_chunked
     )
+    is_exact = is_chunked or _is_exact(fields, body, names, is_strict=is_strict)
     head = request_head(method, target or "/", fields, version=version)
     if isinstance(body, bytes) and len(body) <= ONE_SEND_BYTES and not is_chunked:
         head += body
         body = None
     prepared = PreparedRequest(method, target, head)
     prepared.body = body
+    prepared.is_exact = is_exact
+    prepared.is_plain = is_exact and body is None
     prepared.is_chunked = is_chunked
     prepared.has_idempotency_key = "idempotency-key" in names
     prepared.is_replayable = body is None or isinstance(body, (bytes, bytearray, memoryview))
     return prepared
+
+
+def declared_length(fields: Iterable[Field]) -> int | None:
+    """Return how long a body the fields of a request announce, in bytes; ``None`` with Transfer-Encoding.
+
+    Raises:
+        ValueError: They contradict one another, and each server would believe another one (RFC 9112 section 6.3).
+    """
+    lengths = [value for name, value in fields if lower(name) == "content-length"]
+    codings = [value for name, value in fields if lower(name) == "transfer-encoding"]
+    if len(lengths) + len(codings) > 1:
+        raise ValueError("a request has one Content-Length or one Transfer-Encoding, not several of them")
+    if codings:
+        return None
+    if not lengths:
+        return 0
+    length = field_bytes(lengths[0]).strip(b" \t")
+    if not length.isdigit() or len(length) > _LENGTH_DIGITS:
+        raise ValueError(f"Content-Length must be a decimal number, not {length[:60]!r}")
+    return int(length)
+
+
+def _is_exact(fields: list[Field], body: BodySource | None, names: set[str], *, is_strict: bool) -> bool:
+    """Tell whether a body that we do not put into chunks will be as long as the head says."""
+    if names.isdisjoint({"content-length", "transfer-encoding"}):
+        return True  # the head says what we know of the body
+    declared = declared_length(fields)
+    if declared is None:
+        return False  # the caller has encoded the body; nobody checks how
+    length = body_length(body)
+    if length == declared:
+        return True
+    if length is not None and (is_strict or length > declared):
+        # What is too much would be taken for the next request, and of what is too little the next request for the rest.
+        raise ValueError(f"the body has {length} bytes, but Content-Length says {declared}")
+    return False
 
 
 def complete_fields(
@@ -142,6 +189,8 @@ def complete_fields(
         pass
     elif "transfer-encoding" in names:
         is_chunked = encode_chunked and body is not None
+        if is_chunked:
+            declared_length(list(headers.items()))  # refuses a second one
     else:
         length = body_length(body)
         if length is None:

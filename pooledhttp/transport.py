@@ -16,13 +16,16 @@ never reads a byte beyond what is asked for.
 from __future__ import annotations
 
 import math
+import os
 import select
 import signal
 import socket
 import ssl
 import struct
 import sys
+import threading
 from collections.abc import Callable
+from threading import get_ident
 from typing import Final, Protocol, TypeVar, cast
 
 from .errors import InvalidResponse, LineTooLong, ReadTimeout, RemoteDisconnected, WriteTimeout
@@ -49,6 +52,21 @@ _WAKE_UPS: Final = (BlockingIOError, TimeoutError)
 
 # time_t and suseconds_t are both a C long where these options exist (Linux and the BSDs, 64 bit).
 _HAS_KERNEL_TIMERS: Final = sys.platform in {"linux", "darwin"} and struct.calcsize("@l") == 8
+
+
+class _MainThread:
+    """The main thread's identity, noted so that asking for it costs nothing, and anew after a fork."""
+
+    def __init__(self) -> None:
+        self.note()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.note)
+
+    def note(self) -> None:
+        self.ident = threading.main_thread().ident
+
+
+main_thread = _MainThread()
 _READABLE: Final = getattr(select, "POLLIN", 1)
 
 _Received = TypeVar("_Received", bytes, int)
@@ -140,12 +158,19 @@ class Transport:
             self._what = what
             self._uses_kernel_timers = _can_use_kernel_timers(self.sock)
             self.sock.settimeout(None)
+        elif self._uses_kernel_timers and get_ident() == main_thread.ident:
+            # Signals are handled in the main thread, and each one restarts a kernel's timer (PEP 475).
+            self._arm_read(math.inf)
+            self._arm_write(math.inf)
+            self._uses_kernel_timers = False
+            self._read_limit = self._write_limit = None
         elif self._has_own_timeout():
             self.sock.settimeout(None)  # a borrower changed it
             self._armed_read = self._armed_write = math.inf
             self._read_limit = self._write_limit = None
         self._deadline = deadline
-        self._must_arm = deadline is not None or not self._uses_kernel_timers
+        # settimeout() serves both directions: where their limits are the same, it need not be called each time.
+        self._must_arm = deadline is not None or not (self._uses_kernel_timers or read == write)
         if read != self._read_limit:
             self._read_limit = read
             self._arm_read(math.inf if read is None else read)
@@ -251,8 +276,8 @@ class Transport:
         """
         sent = 0
         try:
-            if self._must_arm and not self._uses_kernel_timers:
-                self._before_wait(self._write_limit, is_read=False)
+            if self._must_arm and (self.any_sent or not self._uses_kernel_timers):
+                self._before_wait(self._write_limit, is_read=False)  # bound() has seen to the first send
             sent = self._send(data)  # type: ignore[arg-type]  # socket.send takes any buffer
         except _WAKE_UPS:
             if self._has_own_timeout():
@@ -529,6 +554,11 @@ class Transport:
             return CloseReason.STALE_408
         return CloseReason.UNSOLICITED
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the socket has a descriptor still."""
+        return self.sock.fileno() >= 0
+
     def fileno(self) -> int:
         """Return the socket's descriptor."""
         return self.sock.fileno()
@@ -658,6 +688,8 @@ def transport_for(sock: socket.socket | ForeignSocket, *, clock: Clock = monoton
 
 def _can_use_kernel_timers(sock: socket.socket) -> bool:
     """Whether waits on this socket happen inside the kernel, where its timers can end them."""
+    if get_ident() == main_thread.ident:
+        return False  # signals are handled here, and each one restarts a kernel's timer (PEP 475)
     if not _HAS_KERNEL_TIMERS or type(sock) is not socket.socket or type(sock).__module__ != "socket":
         return False  # TLS, gevent, eventlet: they wait by other means
     # A profiler's interval timer signals more often than the heartbeat and would restart each wait for ever.

@@ -471,6 +471,41 @@ def test_connection_of_a_pool_that_is_evicted_meanwhile_is_lent_by_a_new_one(
     assert manager.pool(server.url).stats().idle == 1
 
 
+def interrupt_the_making_of_a_pool(monkeypatch: pytest.MonkeyPatch, then: Callable[[], object]) -> list[ConnectionPool]:
+    """Do something else when a pool has been made and is not in the manager yet, as another thread may."""
+    made: list[ConnectionPool] = []
+
+    class InterruptedPool(ConnectionPool):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            made.append(self)
+            if len(made) == 1:
+                then()
+
+    monkeypatch.setattr("pooledhttp.manager.ConnectionPool", InterruptedPool)
+    return made
+
+
+def test_pool_that_another_thread_has_made_meanwhile_is_the_one(
+    monkeypatch: pytest.MonkeyPatch, manager: PoolManager
+) -> None:
+    made = interrupt_the_making_of_a_pool(monkeypatch, lambda: manager.pool("http://orders/"))
+    pool = manager.pool("http://orders/")
+    assert manager.pool("http://orders/") is pool
+    assert manager.pools() == [pool]
+    assert [other.is_closed for other in made if other is not pool] == [True]
+
+
+def test_pool_that_is_made_while_the_manager_is_closed_is_closed_too(
+    monkeypatch: pytest.MonkeyPatch, manager: PoolManager
+) -> None:
+    made = interrupt_the_making_of_a_pool(monkeypatch, manager.close)
+    with pytest.raises(PoolClosed, match="the pool manager is closed"):
+        manager.pool("http://orders/")
+    assert [pool.is_closed for pool in made] == [True]
+    assert manager.pools() == []
+
+
 def test_manager_that_is_closed_meanwhile_says_so(
     monkeypatch: pytest.MonkeyPatch, servers: Callable[[int], list[ScriptedServer]], manager: PoolManager
 ) -> None:

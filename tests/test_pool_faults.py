@@ -46,6 +46,7 @@ from pooledhttp import (
     WriteTimeout,
 )
 from pooledhttp.config import PoolOptions
+from pooledhttp.lending import Lender
 from pooledhttp.request import PreparedRequest
 from pooledhttp.retry import is_late_timeout, may_resend
 from pooledhttp.testing import (
@@ -466,16 +467,15 @@ def test_nothing_is_sent_again_after_a_fresh_connection_died(
     finish(pool)
 
 
-def test_connection_that_was_lent_but_never_used_counts_as_fresh(
+def test_connection_that_was_lent_but_never_used_is_kept_alive_like_any_other(
     scripted_server: ServerFactory, make_pool: PoolMaker
 ) -> None:
     server = scripted_server([ExpectHead(), Close()], default=ANSWERS)
     pool = make_pool(server, maxsize=1)
     with pool.connection():
         pass
-    with pytest.raises(RemoteDisconnected):
-        pool.request("GET", "/")
-    assert server.accepted == 1
+    assert pool.request("GET", "/").resends == 1
+    assert server.accepted == 2
     finish(pool)
 
 
@@ -1172,7 +1172,7 @@ def armed(pool: ConnectionPool) -> None:
 SEAMS = [
     (fresh_request, Transport, "send"), (fresh_request, Transport, "more"), (fresh_request, HTTPConnection, "connect"),
     (fresh_stream, Transport, "send"), (fresh_stream, Transport, "more"), (fresh_stream, HTTPConnection, "connect"),
-    (fresh_acquire, HTTPConnection, "connect"),
+    (fresh_acquire, HTTPConnection, "connect"), (fresh_acquire, Lender, "_claim_locked"),
     (fresh_upload, Transport, "send"), (fresh_upload, HTTPConnection, "connect"),
     (reused_request, Transport, "staleness"), (reused_request, Transport, "send"), (reused_request, Transport, "more"),
     (reused_stream, Transport, "staleness"), (reused_stream, Transport, "send"), (reused_stream, Transport, "more"),
@@ -1337,6 +1337,22 @@ def test_interrupted_prune_frees_every_slot_it_had_taken(
     assert gauges(pool) == (1, 0, 0, 0)
     assert counted(pool.stats().closed) == {"error": 1}
     finish(pool)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_prune_that_is_interrupted_before_its_first_probe_puts_back_what_it_had_taken(
+    after: bool, scripted_server: ServerFactory, make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = scripted_server(default=ANSWERS)
+    pool = make_pool(server, maxsize=1)
+    finish(pool)
+    with monkeypatch.context() as patch:
+        interrupt_once(patch, Lender, "_serve_locked", KeyboardInterrupt, after=after)
+        with pytest.raises(KeyboardInterrupt):
+            pool.prune()
+    assert gauges(pool) == (1, 0, 0, 0)
+    finish(pool)
+    assert server.accepted == 1
 
 
 # --- waiters ----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from pooledhttp.request import (
     blocks,
     body_length,
     constant_fields,
+    declared_length,
     encode_body,
     field_bytes,
     host_field,
@@ -435,6 +436,102 @@ def test_length_of_what_is_no_body_is_refused() -> None:
 
 def test_str_is_encoded_as_latin_1() -> None:
     assert encode_body("a\xff") == b"a\xff"
+
+
+# --- a body and what the head says of it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Length": "3", "content-length": "3"},
+        {"Content-Length": "3", "CONTENT-LENGTH": "4"},
+        {"Content-Length": "3", b"content-length": b"3"},
+        {"Content-Length": "3", "Transfer-Encoding": "chunked"},
+        {"Transfer-Encoding": "chunked", "transfer-encoding": "chunked"},
+        {"Transfer-Encoding": "gzip", "transfer-encoding": "chunked"},
+    ],
+)
+@pytest.mark.parametrize("body", [None, b"abc", generated(b"abc")], ids=["no body", "body", "generator"])
+@pytest.mark.parametrize("encode_chunked", [True, False])
+def test_contradicting_lengths_are_refused(
+    headers: Mapping[Any, Any], body: BodySource | None, encode_chunked: bool
+) -> None:
+    with pytest.raises(ValueError, match="one Content-Length or one Transfer-Encoding"):
+        made("POST", body=body, headers=headers, encode_chunked=encode_chunked)
+
+
+@pytest.mark.parametrize("body", [None, b"abc", generated(b"abc")], ids=["no body", "body", "generator"])
+@pytest.mark.parametrize(
+    "value", ["", "x", "+3", "-3", "3_0", "0x3", "3.0", "3, 3", "3 3", "\xb2", b"\xb2", "9" * 20, "9" * 5000]
+)
+def test_length_that_is_no_number_is_refused(value: str | bytes, body: BodySource | None) -> None:
+    with pytest.raises(ValueError, match="Content-Length must be a decimal number"):
+        made("POST", body=body, headers={"Content-Length": value})
+
+
+@pytest.mark.parametrize("is_strict", [True, False])
+@pytest.mark.parametrize("value", ["2", 2, b"2", "0", " 2"])
+def test_body_that_is_longer_than_its_length_is_refused(value: str | bytes | int, is_strict: bool) -> None:
+    with pytest.raises(ValueError, match=r"the body has 3 bytes, but Content-Length says [02]"):
+        prepare("POST", "/", b"abc", {"Content-Length": value}, constant_fields=[], is_strict=is_strict)
+
+
+@pytest.mark.parametrize(("body", "has"), [(b"abc", 3), (None, 0)])
+def test_body_that_is_shorter_than_its_length_is_refused_when_we_are_strict(body: bytes | None, has: int) -> None:
+    with pytest.raises(ValueError, match=f"the body has {has} bytes, but Content-Length says 4"):
+        prepare("POST", "/", body, {"Content-Length": "4"}, constant_fields=[], is_strict=True)
+
+
+def test_file_that_is_longer_than_its_length_is_refused(path: Path) -> None:
+    with path.open("rb") as file, pytest.raises(ValueError, match="the body has 10 bytes, but Content-Length says 9"):
+        made("POST", body=file, headers={"Content-Length": "9"})
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "encode_chunked"),
+    [
+        (None, {}, False),
+        (b"abc", {}, False),
+        (generated(b"abc"), {}, False),
+        (b"abc", {"Content-Length": "3"}, False),
+        (None, {"Content-Length": "0"}, False),
+        (b"abc", {"Transfer-Encoding": "chunked"}, True),
+    ],
+)
+def test_request_whose_head_tells_the_length_of_its_body_is_exact(
+    body: BodySource | None, headers: dict[str, str], encode_chunked: bool
+) -> None:
+    assert made("POST", body=body, headers=headers, encode_chunked=encode_chunked).is_exact
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"abc", {"Content-Length": "4"}),
+        (None, {"Content-Length": "4"}),
+        (generated(b"abc"), {"Content-Length": "3"}),
+        (b"abc", {"Transfer-Encoding": "chunked"}),
+        (None, {"Transfer-Encoding": "chunked"}),
+    ],
+)
+def test_request_of_which_nobody_knows_where_it_ends_is_not_exact(
+    body: BodySource | None, headers: dict[str, str]
+) -> None:
+    prepared = made("POST", body=body, headers=headers)
+    assert (prepared.is_exact, prepared.is_plain) == (False, False)
+
+
+@pytest.mark.parametrize(("body", "is_plain"), [(None, True), (b"abc", True), (b"x" * 100_000, False)])
+@with_and_without_headers
+def test_exact_request_that_is_all_head_is_plain(
+    body: BodySource | None, is_plain: bool, headers: dict[str, str]
+) -> None:
+    assert made("POST", body=body, headers=headers).is_plain is is_plain
+
+
+def test_fields_without_a_length_announce_no_body() -> None:
+    assert declared_length([("A", "b")]) == 0
 
 
 # --- a file of a given length -----------------------------------------------------------------------------------------

@@ -1131,12 +1131,11 @@ def test_foreign_socket_may_lack_a_descriptor() -> None:
     conn.close()
 
 
-def test_unread_response_of_a_foreign_socket_is_drained() -> None:
+def test_unread_response_of_a_foreign_socket_ends_its_connection() -> None:
+    """Nobody knows how long reading the rest would take: such a socket cannot be hurried."""
     conn, _, response = ask_foreign(LENGTH + LENGTH)
     response.close()
-    assert conn.state is State.IDLE
-    assert ask(conn).read() == BODY
-    conn.close()
+    assert conn.state is State.CLOSED
 
 
 @pytest.mark.parametrize(("answer", "error"), [

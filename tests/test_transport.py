@@ -46,7 +46,7 @@ from pooledhttp.testing import (
     Trickle,
 )
 from pooledhttp.timeouts import Deadline
-from pooledhttp.transport import FileTransport, Transport, transport_for
+from pooledhttp.transport import FileTransport, Transport, main_thread, transport_for
 
 BOUND = 10.0
 LIMITS = Limits()
@@ -81,8 +81,10 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 
 @pytest.fixture
-def open_transport(scripted_server: ServerFactory) -> Iterator[Opener]:
+def open_transport(scripted_server: ServerFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
     """Open a transport to a new server that plays a script, with the way of waiting that is asked for."""
+    # Tests run in the main thread, where the kernel's timers are not used.
+    monkeypatch.setattr(main_thread, "ident", None)
     with contextlib.ExitStack() as stack:
 
         def open_one(
@@ -220,6 +222,19 @@ def test_wait_without_any_limit_lasts_until_the_bytes_are_there(way: str, open_t
     transport = open_transport([Stall(seconds=0.1), Send(b"late"), KeepOpen()], way)
     transport.bound(read=None, write=None, deadline=None, what="origin")
     assert transport.more() == b"late"
+
+
+def test_main_thread_waits_outside_the_kernel_since_signals_restart_its_timers(
+    open_transport: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = open_transport([KeepOpen()])
+    transport.bound(read=2.5, write=2.5, deadline=None, what="origin")
+    assert transport.sock.gettimeout() is None
+    monkeypatch.setattr(main_thread, "ident", threading.get_ident())  # now the main thread borrows it
+    transport.bound(read=2.5, write=2.5, deadline=None, what="origin")
+    assert transport.sock.gettimeout() == 2.5
+    assert not kernel_timer(transport.sock, socket.SO_RCVTIMEO)
+    assert not kernel_timer(transport.sock, socket.SO_SNDTIMEO)
 
 
 def test_plain_socket_is_bounded_inside_the_kernel(open_transport: Opener) -> None:
