@@ -180,6 +180,8 @@ def complete_fields(
     names: set[str] = set()
     if headers:
         names = {lower(name) for name in headers}
+        if len(names) != len(headers) and sum(lower(name) == "host" for name in headers) > 1:
+            raise ValueError("a request has one Host field, not several of them")  # RFC 9112 section 3.2
         if "host" in names or "accept-encoding" in names:
             fields = [field for field in fields if lower(field[0]) not in names]
     is_chunked = False

@@ -62,6 +62,12 @@ def test_body_that_is_not_as_long_as_its_head_says_is_refused(
     assert server.accepted == 0
 
 
+def test_second_host_field_is_refused(pool: ConnectionPool, server: ScriptedServer) -> None:
+    with pytest.raises(ValueError, match="one Host field"):
+        pool.request("GET", "/", headers={"Host": "mine", "host": "theirs"})
+    assert server.accepted == 0
+
+
 def test_pool_puts_a_body_into_chunks_when_the_caller_announces_them(
     pool: ConnectionPool, server: ScriptedServer
 ) -> None:

@@ -1355,6 +1355,25 @@ def test_prune_that_is_interrupted_before_its_first_probe_puts_back_what_it_had_
     assert server.accepted == 1
 
 
+def test_interruption_while_a_lease_gets_its_limits_closes_the_connection_and_frees_the_slot(
+    scripted_server: ServerFactory, make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(scripted_server(default=ANSWERS), maxsize=1)
+    lend = HTTPConnection._lend
+
+    def interrupt_when_open(conn: HTTPConnection, deadline: Any, timeouts: Timeout) -> None:
+        if deadline is None:  # the acquiring was bounded, the lease shall not be
+            raise KeyboardInterrupt
+        lend(conn, deadline, timeouts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HTTPConnection, "_lend", interrupt_when_open)
+        with pytest.raises(KeyboardInterrupt):
+            pool.acquire(timeout=BOUND)
+    assert counted(pool.stats().closed) == {"error": 1}
+    finish(pool)
+
+
 # --- waiters ----------------------------------------------------------------------------------------------------------
 
 
