@@ -20,7 +20,6 @@ import socket
 import ssl
 import threading
 import weakref
-from bisect import bisect_left
 from collections import deque
 from enum import Enum
 from threading import get_ident
@@ -34,6 +33,7 @@ from .errors import AcquireTimeout, InvalidURL, PoolClosed, PoolFull, TunnelErro
 from .origin import split_host_port
 from .request import constant_fields, without_userinfo
 from .stats import (
+    OUTCOME_BY_STATUS_CLASS,
     AcquireOutcome,
     CloseReason,
     ConnectFailure,
@@ -54,6 +54,8 @@ _REUSED: Final = AcquireOutcome.REUSED
 _KEEP_ALIVE_MARGIN: Final = 1.0
 # Connections of the same moment must not all end in the same moment.
 _AGE_JITTER: Final = 0.1
+# So many finished leases are sorted into the histograms at a time.
+_SORTED_AT_ONCE: Final = 64
 # How many entries the cold end is swept by at each release: reuse is LIFO, so nobody else ever looks there.
 _SWEEP: Final = 2
 # How often a waiter looks whether a connection was lost, which no release will tell, in seconds.
@@ -193,7 +195,7 @@ class Lender:
                     claim = _Claim(now)  # ours before the pool has it, so that an interruption cannot lose it
                     self._claim_locked(claim)
                 else:
-                    self._tally.wait.counts[0] += 1  # not waiting needs no clock to fall into the first bucket
+                    self._tally.unwaited += 1
             for conn in doomed:
                 conn.close()
             if claim is not None and claim.given is None:
@@ -243,7 +245,7 @@ class Lender:
         if self._size_locked() < self.config.maxsize:
             self._opening.add(claim)
             claim.given = _Grant.SLOT
-            self._tally.wait.counts[0] += 1
+            self._tally.unwaited += 1
             return
         most = self.config.max_waiters
         if most is not None and len(self._waiters) >= most:
@@ -280,8 +282,8 @@ class Lender:
         conn = entry.conn
         assert conn is not None
         entry.conn = None
-        if entry.leased_at - entry.idle_since >= self._probe_after:
-            transport = conn._transport
+        transport = conn._transport
+        if transport is None or entry.leased_at - entry.idle_since >= self._probe_after:
             reason = CloseReason.CLIENT_CLOSE if transport is None else transport.staleness()
             if reason is not None:
                 entry.conn = conn  # it stays ours until its slot has been passed on: see _take_after_stale()
@@ -291,7 +293,7 @@ class Lender:
             deadline is not None
             or conn._deadline is not None
             or timeouts is not conn._timeouts
-            or entry.borrower == main_thread.ident
+            or (transport is not None and transport.uses_kernel_timers and entry.borrower == main_thread.ident)
         ):
             conn._lend(deadline, timeouts)
         conn._is_probed = True
@@ -422,7 +424,7 @@ class Lender:
 
     # --- release ----------------------------------------------------------------------------------------
 
-    def _release(self, conn: HTTPConnection, outcome: RequestOutcome | None, started: float) -> None:
+    def _release(self, conn: HTTPConnection, status: int | None, started: float) -> None:
         """Take a connection back: to the oldest waiter, to the idle ones, or out of the pool."""
         entry = conn._lease
         if entry is None:
@@ -436,6 +438,7 @@ class Lender:
                 drained = self._settle(conn)
             now = self._clock()
         except BaseException as fault:
+            outcome = None if status is None else OUTCOME_BY_STATUS_CLASS[status // 100]
             self._abort(conn, fault, outcome, started)
             raise
         with self._lock:
@@ -443,24 +446,16 @@ class Lender:
                 return  # another thread has released it meanwhile
             conn._lease = None
             tally = self._tally
-            # Histogram.observe, spelt out for the two that every request pays for.
-            used = now - entry.leased_at
-            tally.use.counts[bisect_left(tally.use.bounds, used)] += 1
-            tally.use.sum += used
-            if entry.is_reused:
-                tally.acquires[_REUSED] += 1
-            if outcome is None:
+            tally.finished.append((now - entry.leased_at, entry.is_reused, status, now - started))
+            if len(tally.finished) >= _SORTED_AT_ONCE:
+                tally.sort()
+            if status is None:
                 conn._timeouts = None  # its borrower may have changed the socket's: the next lease sets them again
-            else:
-                took = now - started
-                tally.requests[outcome] += 1
-                tally.request.counts[bisect_left(tally.request.bounds, took)] += 1
-                tally.request.sum += took
             if drained is not None:
                 tally.drains[drained] += 1
             if entry.opened or entry.closed:
                 self._fold_locked(entry)
-            if conn._state is _IDLE and (outcome is not None or self._is_untouched(conn, entry)):
+            if conn._state is _IDLE and (status is not None or self._is_untouched(conn, entry)):
                 head = conn._head
                 if self._is_unlimited and now < entry.expires_at and (head is None or head.keep_alive is None):
                     reason = None  # the usual case of _why_not_keep()

@@ -121,7 +121,7 @@ class ConnectionPool(Lender):
             timeouts, deadline = self._limits(timeout, prepared)
         conn, resends, exchange = self._exchange(prepared, timeouts, deadline, now, HTTPConnection.exchange)
         head, data, trailers = exchange
-        self._release(conn, OUTCOME_BY_STATUS_CLASS[head.status // 100], now)
+        self._release(conn, head.status, now)
         return Response(head, data, prepared.method, url, resends, trailers)
 
     def stream(
@@ -364,7 +364,7 @@ class StreamContext:
             return
         outcome = OUTCOME_BY_STATUS_CLASS[response.status // 100]
         if fault is None:
-            self._pool._release(conn, outcome, self._started)
+            self._pool._release(conn, response.status, self._started)
             return
         if isinstance(fault, (OSError, HTTPException)) and response.is_broken:
             outcome = outcome_of(fault)

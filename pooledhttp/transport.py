@@ -112,11 +112,12 @@ class Transport:
         any_sent: Whether a byte was written since the flag was cleared.
         any_received: Whether a byte arrived since the flag was cleared.
         is_truncated: TLS ended without close_notify: the end may be an attacker's.
+        uses_kernel_timers: Whether the kernel's timers end a wait that is bounded; else ``settimeout`` does.
     """
 
     __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_is_bounded", "_must_arm", "_poll",
-                 "_read_limit", "_recv", "_send", "_uses_kernel_timers", "_what", "_write_limit", "any_received",
-                 "any_sent", "at", "buffer", "is_truncated", "sock")  # fmt: skip
+                 "_read_limit", "_recv", "_send", "_what", "_write_limit", "any_received",
+                 "any_sent", "at", "buffer", "is_truncated", "sock", "uses_kernel_timers")  # fmt: skip
 
     def __init__(self, sock: socket.socket, *, clock: Clock = monotonic) -> None:
         self.sock = sock
@@ -134,7 +135,7 @@ class Transport:
         self._clock = clock
         self._is_bounded = False
         self._must_arm = False  # each wait has to be given its time: the kernel's timers do not know of a deadline
-        self._uses_kernel_timers = False
+        self.uses_kernel_timers = False
         self._read_limit: float | None = None
         self._write_limit: float | None = None
         self._deadline: Deadline | None = None
@@ -156,13 +157,13 @@ class Transport:
         if not self._is_bounded:
             self._is_bounded = True
             self._what = what
-            self._uses_kernel_timers = _can_use_kernel_timers(self.sock)
+            self.uses_kernel_timers = _can_use_kernel_timers(self.sock)
             self.sock.settimeout(None)
-        elif self._uses_kernel_timers and get_ident() == main_thread.ident:
+        elif self.uses_kernel_timers and get_ident() == main_thread.ident:
             # Signals are handled in the main thread, and each one restarts a kernel's timer (PEP 475).
             self._arm_read(math.inf)
             self._arm_write(math.inf)
-            self._uses_kernel_timers = False
+            self.uses_kernel_timers = False
             self._read_limit = self._write_limit = None
         elif self._has_own_timeout():
             self.sock.settimeout(None)  # a borrower changed it
@@ -170,14 +171,14 @@ class Transport:
             self._read_limit = self._write_limit = None
         self._deadline = deadline
         # settimeout() serves both directions: where their limits are the same, it need not be called each time.
-        self._must_arm = deadline is not None or not (self._uses_kernel_timers or read == write)
+        self._must_arm = deadline is not None or not (self.uses_kernel_timers or read == write)
         if read != self._read_limit:
             self._read_limit = read
             self._arm_read(math.inf if read is None else read)
         if write != self._write_limit:
             self._write_limit = write
             self._arm_write(math.inf if write is None else write)
-        if deadline is not None and self._uses_kernel_timers:
+        if deadline is not None and self.uses_kernel_timers:
             # A send does not look at the clock before it blocks, so its wake-up is set now.
             left = deadline.at - self._clock()
             if self._armed_write > left + _SLACK:
@@ -188,7 +189,7 @@ class Transport:
         if not self._is_bounded:
             return True
         timeout = self.sock.gettimeout()
-        if self._uses_kernel_timers:
+        if self.uses_kernel_timers:
             return timeout is not None
         return timeout != (None if self._armed_read == math.inf else self._armed_read)
 
@@ -230,7 +231,7 @@ class Transport:
 
     def _arm(self, option: int, seconds: float) -> float:
         """Let waits wake up after this long at the latest; return after how long they will."""
-        if not self._uses_kernel_timers:
+        if not self.uses_kernel_timers:
             # One timeout for both directions: each call arms its own before it waits.
             seconds = max(seconds, 0.001)
             self.sock.settimeout(None if seconds == math.inf else seconds)
@@ -276,7 +277,7 @@ class Transport:
         """
         sent = 0
         try:
-            if self._must_arm and (self.any_sent or not self._uses_kernel_timers):
+            if self._must_arm and (self.any_sent or not self.uses_kernel_timers):
                 self._before_wait(self._write_limit, is_read=False)  # bound() has seen to the first send
             sent = self._send(data)  # type: ignore[arg-type]  # socket.send takes any buffer
         except _WAKE_UPS:
@@ -315,7 +316,7 @@ class Transport:
                 raise deadline.exceeded()
             allowed = min(allowed, left)
         armed = self._armed_read if is_read else self._armed_write
-        if armed > allowed + _SLACK or (not self._uses_kernel_timers and armed < allowed - _SLACK):
+        if armed > allowed + _SLACK or (not self.uses_kernel_timers and armed < allowed - _SLACK):
             if is_read:
                 self._arm_read(allowed)
             else:
@@ -589,6 +590,7 @@ class FileTransport(Transport):
         self.any_sent = False
         self.any_received = False
         self.is_truncated = False
+        self.uses_kernel_timers = False
         self._deadline = None
         self._read_limit = self._write_limit = None
 

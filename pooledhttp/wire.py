@@ -57,16 +57,19 @@ _STATUS_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*+))?"
 _match_status_line = re.compile(_STATUS_LINE).fullmatch
 _REST_OF_LINE = rb"[\t -~\x80-\xff]*+\r\n"
 _FRAMING_NAMES = rb"content-length|transfer-encoding|connection|keep-alive|proxy-connection"
-# A well-formed head.  On the way it notes what decides about framing: group 5 is the one Content-Length, if it is a
-# plain number, and group 6 tells that there is anything else to look at; ``Connection: keep-alive`` is not.
-_match_head = re.compile(
+# The usual head: well formed, with at most one Content-Length, a plain number (group 5), and no other field that tells
+# about framing but ``Connection: keep-alive``.  Each line fits one alternative only, so that a failure is found in
+# linear time.  No group stands inside of a possessive repetition: Python 3.11 loses count of such groups (SystemError).
+_match_usual_head = re.compile(
     _STATUS_LINE + rb"\r\n((?:"
     rb"(?![CcTtKkPp])" + _TOKEN + rb"++:" + _REST_OF_LINE + rb"|"
     rb"[Cc]ontent-[Ll]ength:(?(5)(?!))[ \t]*+([0-9]{1,19})[ \t]*+\r\n|"
     rb"[Cc]onnection: keep-alive\r\n|"
-    rb"((?i:" + _FRAMING_NAMES + rb"):)" + _REST_OF_LINE + rb"|"
-    + _TOKEN + rb"++:" + _REST_OF_LINE + rb")*+)\r\n"
+    rb"(?!(?i:" + _FRAMING_NAMES + rb"):)(?=[CcTtKkPp])" + _TOKEN + rb"++:" + _REST_OF_LINE + rb")*)\r\n"
 ).fullmatch  # fmt: skip
+_match_head = re.compile(
+    _STATUS_LINE + rb"\r\n((?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+)\r\n",
+).fullmatch
 _match_token = re.compile(_TOKEN + rb"+").fullmatch
 _match_chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t -~\x80-\xff]*+)?").fullmatch
 
@@ -201,17 +204,27 @@ def parse_head(head: bytes, method: str, limits: Limits = DEFAULT_LIMITS) -> Hea
         LineTooLong: A line is over the limit.
         InvalidResponse: Too many fields, a malformed one, or contradicting lengths.
     """
+    match = _match_usual_head(head)
+    if (
+        match is not None
+        and len(head) <= limits.line_bytes <= limits.head_bytes
+        and (len(head) <= 4 * limits.fields or head.count(b"\n") <= limits.fields + 2)
+        and method not in _METHODS_WITH_ODD_BODIES
+        and (length := match[5]) is not None
+        and match[1] == b"1"
+        and (code := match[2]) not in _BODILESS
+    ):
+        parsed = Head(11, int(code), match[3], match[4])
+        parsed.length = int(length)
+        return parsed
     match = _match_head(head)
     if match is not None and len(head) <= limits.line_bytes <= limits.head_bytes:
-        minor, code, reason, block, length, anything_else = match.groups()
+        minor, code, reason, block = match.groups()
         parsed = Head(11 if minor == b"1" else 10, int(code), reason, block)
         # A field takes four bytes at least, so a short head need not be counted.
         if len(block) > 4 * limits.fields and block.count(b"\n") > limits.fields:
             raise InvalidResponse(f"got more than {limits.fields} headers")
-        if length is None or anything_else is not None or minor == b"0" or method in _ODD_METHODS or code in _BODILESS:
-            _decide_framing(parsed, head.lower(), method)
-        else:
-            parsed.length = int(length)  # the usual case of _decide_framing()
+        _decide_framing(parsed, head.lower(), method)
         return parsed
     version, status, reason, block, is_clean = _read_leniently(head, limits)
     parsed = Head(version, status, reason, block)
@@ -224,9 +237,9 @@ def parse_head(head: bytes, method: str, limits: Limits = DEFAULT_LIMITS) -> Hea
     return parsed
 
 
-_find_framing = re.compile(rb"\n(" + _FRAMING_NAMES + rb"):[ \t]*+([^\r\n]*)").findall
-# Where there may be no body, whatever the fields say.
-_ODD_METHODS = frozenset({"HEAD", "CONNECT"})
+_find_framing = re.compile(rb"\n(" + _FRAMING_NAMES + rb"):[ \t]*([^\r\n]*)").findall
+# Whose responses may have no body, or of whatever length.
+_METHODS_WITH_ODD_BODIES = frozenset({"HEAD", "CONNECT"})
 _BODILESS = frozenset({b"204", b"304", *(b"%d" % status for status in range(100, 200))})
 
 
@@ -402,6 +415,7 @@ def parse_trailer(line: bytes) -> tuple[str, str]:
 
 # --- writing --------------------------------------------------------------------------------------------
 
+_USUAL_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _match_request_line = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++ [!-~]++ HTTP/1\.[01]\r\n").fullmatch
 _match_field_lines = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++: [\t -~\x80-\xff]*+\r\n)*+").fullmatch
 _match_method = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
@@ -436,8 +450,19 @@ def request_head(
         InvalidURL: The target would break the head.
     """
     request_line = f"{method} {target} {version}\r\n"
+    # The usual request line needs no pattern: a known method, and a target of visible ASCII characters.
+    is_usual = (
+        method.__class__ is str
+        and method in _USUAL_METHODS
+        and target.__class__ is str
+        and target.isascii()
+        and target.isprintable()
+        and " " not in target
+        and target != ""
+        and version == "HTTP/1.1"
+    )
     # Formatting writes None and b"GET" as text, and both would pass for a method.
-    if not (isinstance(method, str) and isinstance(target, str) and _match_request_line(request_line)):
+    if not is_usual and not (isinstance(method, str) and isinstance(target, str) and _match_request_line(request_line)):
         raise _fault_of(method, target, version)
     if not fields:
         return f"{request_line}{checked_lines}\r\n".encode("latin-1")

@@ -1232,3 +1232,46 @@ def test_blank_line_inside_the_body_is_not_taken_for_the_end_of_the_head(scripte
     assert response.getheaders() == [("Content-Length", str(len(body)))]
     assert response.read() == body
     conn.close()
+
+
+FRAMING_LINES = [
+    b"Content-Length: 5",
+    b"content-length:7 ",
+    b"CONTENT-LENGTH: 1",
+    b"Content-Length: +5",
+    b"Content-Length: 5, 5",
+    b"Connection: close",
+    b"Connection: keep-alive",
+    b"connection: Keep-Alive, Upgrade",
+    b"Transfer-Encoding: chunked",
+    b"Keep-Alive: timeout=5",
+    b"Proxy-Connection: close",
+    b"Date: Sun, 22 Nov 2026 22:19:16 GMT",
+    b"Content-Type: text/plain",
+    b"Contents-Length: 3",
+    b"T: 1",
+    b"X-Content-Length: 9",
+]
+
+
+@given(
+    lines=st.lists(st.sampled_from(FRAMING_LINES), max_size=8),
+    status=st.sampled_from([b"HTTP/1.1 200 OK", b"HTTP/1.1 204", b"HTTP/1.0 200 OK", b"HTTP/1.1 304 Not Modified"]),
+    method=st.sampled_from(["GET", "HEAD", "CONNECT", "POST"]),
+)
+def test_usual_head_is_read_like_any_other(lines: list[bytes], status: bytes, method: str) -> None:
+    """A field that no server sends turns the usual path off and changes nothing else: an odd Connection option."""
+    head = b"\r\n".join([status, *lines]) + b"\r\n\r\n"
+    odd = b"\r\n".join([status, *lines, b"Connection: odd"]) + b"\r\n\r\n"
+
+    def verdict(bytes_of_head: bytes) -> object:
+        try:
+            parsed = parse_head(bytes_of_head, method)
+        except InvalidResponse as fault:
+            return str(fault)
+        fields = [field for field in parsed.fields if field != ("Connection", "odd")]
+        return parsed.status, parsed.length, parsed.chunked, parsed.is_persistent, parsed.keep_alive, fields
+
+    if status.startswith(b"HTTP/1.0") and not any(line.lower().startswith(b"connection") for line in lines):
+        return  # there an odd Connection field hides a Proxy-Connection field
+    assert verdict(head) == verdict(odd)
