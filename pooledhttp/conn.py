@@ -387,6 +387,9 @@ class HTTPConnection:
                 sock, self._proxy_fields = self._tunnel.open(
                     sock, proxy=f"{self.host}:{self.port}", deadline=deadline, limits=self._limits, clock=self._clock
                 )
+                if self.debuglevel > 0:
+                    for name, value in self._proxy_fields:
+                        print("header:", f"{name}: {value}")
             sock = self._secure(sock, deadline)
         except BaseException:
             self._advance(_FAULT)
@@ -992,6 +995,7 @@ class HTTPSConnection(HTTPConnection):
             context = default_tls_context()
         if cert_file is not None:
             context.load_cert_chain(cert_file, key_file)
+            context.post_handshake_auth = True  # for a server that asks for the certificate later
         elif key_file is not None:
             raise ValueError("key_file needs a cert_file")
         self.key_file = key_file

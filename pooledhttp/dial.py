@@ -348,6 +348,7 @@ def default_tls_context() -> ssl.SSLContext:
     """Return a client context that verifies certificate and host name, and speaks http/1.1 (RFC 7301)."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
+    context.post_handshake_auth = True  # a server may ask for a client's certificate later (RFC 8446 section 4.6.2)
     return context
 
 

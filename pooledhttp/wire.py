@@ -497,7 +497,10 @@ def check_method(method: str) -> None:
     if not isinstance(method, str):
         raise TypeError(f"method must be a str, not {type(method).__name__}")
     if not _match_method(method):
-        raise ValueError(f"method is not a token (RFC 9110 section 5.6.2): {method[:60]!r}")
+        raise ValueError(
+            f"method is not a token (RFC 9110 section 5.6.2): a method can't contain control characters, spaces or "
+            f"delimiters: {method[:60]!r}"
+        )
 
 
 def check_target(target: str) -> None:

@@ -84,11 +84,8 @@ MISSING: Mapping[str, str] = {
     "BasicTest.test_overflowing_header_limit_after_100": "a foreign socket's header lines are counted as they arrive",
     "BasicTest.test_readinto_chunked": "broken chunk framing is an IncompleteRead that holds what had been read",
     **({"HTTPSTest.test_local_bad_hostname": "its argument check_hostname"} if sys.version_info < (3, 12) else {}),
-    "HTTPSTest.test_tls13_pha": "authentication after the handshake",
-    "HttpMethodTests.test_invalid_method_names": "the message names control characters as http.client's does",
     "PersistenceTest.test_reuse_reconnect": "conn.sock is None while the response has the connection to itself",
     "TunnelTests.test_connect_with_tunnel_idna": "hosts outside ASCII",
-    "TunnelTests.test_tunnel_debuglog": "set_debuglevel() prints the proxy's answer",
 }
 
 
