@@ -168,7 +168,7 @@ def test_interpreter_has_its_test_package() -> None:
 def test_stdlib(name: str) -> None:
     result = _outcome(TESTS[name])
     if result.skipped:
-        pytest.skip(result.skipped[0][1])
+        pytest.skip(result.skipped[0][1])  # their own reason, such as a server on the internet
     problems = [text for _, text in result.errors + result.failures]
     reason = DIFFERENT.get(name) or INSIDE.get(name) or MISSING.get(name)
     if reason is None:

@@ -131,6 +131,7 @@ class Api:
             try:
                 sock, _ = self._listener.accept()
             except OSError:  # the client gave up already, or no descriptor is left: those in use may end
+                # Without a pause, accept() would fail again at once and spin; no event tells of a free descriptor.
                 time.sleep(SLICE)
                 continue
             with self._lock:

@@ -93,6 +93,7 @@ class Demo:
                 if elapsed >= (beats + 1) * interval:
                     beats = math.floor(elapsed / interval)
                     self._show(elapsed, seconds)
+                # A slice, since a signal handler only sets a flag; waiting for the flag's lock there could deadlock.
                 time.sleep(SLICE if seconds is None else max(min(SLICE, seconds - elapsed), 0.001))
             return False
         finally:

@@ -30,7 +30,7 @@ class Step:
 
     def __call__(self, peer: Peer) -> None:
         """Do it; a subclass says what."""
-        raise NotImplementedError
+        raise NotImplementedError  # a bare Step in a script is a mistake, and fails it by name
 
 
 @dataclass(frozen=True)
