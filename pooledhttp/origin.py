@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 from .errors import InvalidURL
@@ -14,7 +15,8 @@ def split_host_port(host: str, port: int | str | None, default: int) -> tuple[st
     """Split ``host[:port]`` and check both.
 
     Args:
-        host: ``"host"``, ``"host:port"``, ``"[::1]"`` or ``"[::1]:80"``; a bare IPv6 address only with `port`.
+        host: ``"host"``, ``"host:port"``, ``"[::1]"`` or ``"[::1]:80"``; a bare IPv6 address only with `port`.  A name
+            outside ASCII comes back in its ASCII form (RFC 3490).
         port: The port, if it is not in `host`.
         default: The port if it is nowhere.
 
@@ -36,6 +38,8 @@ def split_host_port(host: str, port: int | str | None, default: int) -> tuple[st
     is_bracketed = host.startswith("[") and host.endswith("]")
     if is_bracketed:
         host = host[1:-1]
+    if not host.isascii():
+        host = _to_ascii(host)
     check_host(host)
     if (":" in host or is_bracketed) and not _is_ipv6(host.partition("%")[0]):
         raise InvalidURL(f"host is not valid: {host[:60]!r} is no IPv6 address (which stands in brackets if the port "
@@ -49,6 +53,27 @@ def split_host_port(host: str, port: int | str | None, default: int) -> tuple[st
     if not 0 <= port <= 65535:
         raise InvalidURL(f"port must be from 0 to 65535, not {port}")
     return host, port
+
+
+# A last label that is a number makes the whole an IPv4 address to every resolver.
+_ends_in_number = re.compile(r"(?:.*\.)?(?:[0-9]+|0[Xx][0-9A-Fa-f]*)\.?").fullmatch
+
+
+def _to_ascii(host: str) -> str:
+    """Map an internationalised name to ASCII as `http.client` does, but never to an address (RFC 3490 section 4.1).
+
+    The mapping folds look-alikes (full-width digits, ideographic stops), so its result is checked like any other host.
+
+    Raises:
+        InvalidURL: It has no form in ASCII, or the form is an IPv4 address.
+    """
+    try:
+        name = host.encode("idna").decode("ascii")
+    except UnicodeError as fault:
+        raise InvalidURL(f"host is not valid: {host[:60]!r} has no form in ASCII ({fault})") from None
+    if _ends_in_number(name):
+        raise InvalidURL(f"host is not valid: {host[:60]!r} is an address in disguise ({name[:60]})")
+    return name
 
 
 def _is_ipv6(address: str) -> bool:

@@ -71,7 +71,7 @@ BAD_HOSTS: list[Bad] = [
     ("127.0.0.1\r\nHost: evil", InvalidURL, "host is not valid|port"),
     ("user:secret@127.0.0.1", InvalidURL, "host is not valid"),
     ("http://127.0.0.1", InvalidURL, "port"),
-    ("b\xfccher.de", InvalidURL, "host is not valid"),
+    ("b\xfccher\uff0f.de", InvalidURL, "host is not valid"),
     ("", InvalidURL, "host is not valid"),
     (":80", InvalidURL, "host is not valid"),
     ("::1", InvalidURL, "host is not valid"),

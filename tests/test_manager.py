@@ -113,7 +113,7 @@ BAD_URLS = [
     "http://orders\r\nHost: evil/",
     "http://ord\0ers/",
     "http://ord%65rs/",
-    "http://b\xfccher.de/",
+    "http://b\xfccher\uff0f.de/",
     "http://good\\evil/",
     "http://::1/",
     "http://[::1/",

@@ -60,7 +60,13 @@ def test_host_and_port_are_split(host: str, port: int | str | None, expected: tu
         "user@orders",
         "user:password@orders",
         "orders%2fevil",
-        "b\xfccher.de",
+        "b\xfccher..de",
+        "b\xfccher" * 10,
+        "b\xfccher\uff0fevil",
+        "user\uff20b\xfccher",
+        "b\xfccher\uff05.de",
+        "\uff10x7f000001",
+        "\u2460.0.0.1",
         "\uff11\uff12\uff17.0.0.1",
         "http://orders",
     ],
@@ -215,3 +221,19 @@ def test_source_address_is_accepted(address: tuple[str, int] | None) -> None:
 def test_malformed_source_address_is_refused(address: object) -> None:
     with pytest.raises(ValueError, match=r"source_address must be a \(host, port\) tuple"):
         check_source_address(address)  # type: ignore[arg-type]  # it is what the test is about
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("b\xfccher.de", "xn--bcher-kva.de"),
+        ("B\xdcCHER.de", "xn--bcher-kva.de"),
+        ("b\xfccher\u3002de", "xn--bcher-kva.de"),
+        ("\u03b4\u03c0\u03b8.gr", "xn--pxaix.gr"),
+        ("b\xfccher.de.", "xn--bcher-kva.de."),
+        ("\uff41\uff42.de", "ab.de"),
+    ],
+)
+def test_name_outside_ascii_is_mapped_to_its_ascii_form(host: str, name: str) -> None:
+    assert split_host_port(host, None, DEFAULT) == (name, DEFAULT)
+    assert split_host_port(f"{host}:8080", None, DEFAULT) == (name, 8080)

@@ -202,7 +202,7 @@ def test_answer_that_opens_the_tunnel_has_no_body(
 
 
 @pytest.mark.parametrize("host", ["origin.test\r\nX: y", "origin.test\n", "origin test", "origin/test", "user@origin",
-                                  "origin\0test", "origin%00", "", "or\xefgin.test"])  # fmt: skip
+                                  "origin\0test", "origin%00", "", "or\uff0fgin.test"])  # fmt: skip
 def test_host_that_would_break_the_request_is_refused(host: str, scripted_server: ServerFactory) -> None:
     proxy = scripted_server(default=TUNNEL)
     conn = HTTPConnection(proxy.host, proxy.port, timeout=BOUND)
