@@ -15,6 +15,7 @@ import os
 import socket
 import ssl
 import threading
+import warnings
 import weakref
 from collections.abc import Mapping
 from enum import IntEnum
@@ -35,6 +36,7 @@ from .errors import (
     IllegalKeywordArgument,
     ImproperConnectionState,
     IncompleteRead,
+    InvalidResponse,
     InvalidURL,
     NotConnected,
     RemoteDisconnected,
@@ -48,12 +50,12 @@ from .request import (
     Field,
     Headers,
     PreparedRequest,
-    blocks,
     body_length,
     complete_fields,
     constant_fields,
     declared_length,
     encode_body,
+    expects_continue,
     field_bytes,
     prepare,
     redacted,
@@ -64,6 +66,7 @@ from .stats import CloseReason
 from .timeouts import Clock, ConnectDeadline, Deadline, Timeout, check_seconds, monotonic
 from .transport import FileTransport, ForeignSocket, Transport, transport_for
 from .tunnel import Tunnel
+from .upload import Upload
 from .wire import (
     DEFAULT_LIMITS,
     FieldValue,
@@ -176,6 +179,8 @@ class HTTPConnection:
     response_class: type[HTTPResponse] = HTTPResponse
     auto_open = 1
     debuglevel = 0
+    # After ``Expect: 100-continue``, how many seconds to wait for the server's word before the body is sent.
+    expect_continue_timeout = 1.0
 
     _http_vsn = 11
     _http_vsn_str = "HTTP/1.1"
@@ -222,6 +227,8 @@ class HTTPConnection:
         self._started: list[Field] = []
         self._send_fault: OSError | None = None
         self._body_left = 0  # announced by the head and not sent yet; below 0: nobody knows
+        self._upload: Upload | None = None  # of the present request
+        self._asks_first = False  # the body waits for 100 Continue
         self._is_probed = False  # whoever lends it has just looked whether it is stale
         self._head: Head | None = None
         self._body: Body | None = None
@@ -279,9 +286,16 @@ class HTTPConnection:
     @property
     def sock(self) -> Any:  # noqa: ANN401  # documented: whatever socket there is, a foreign one included
         """The connected socket, or ``None``.  A socket that is assigned is used as it is and closed with us."""
-        transport = self._transport
+        transport, head = self._transport, self._head
         if transport is None:
             return None
+        if (
+            self._state is _UNREAD_RESPONSE
+            and head is not None
+            and not head.is_persistent
+            and not self._switches_protocol(head)
+        ):
+            return None  # it belongs to the response alone, as http.client has it
         return getattr(transport, "_foreign", None) or transport.sock
 
     @sock.setter
@@ -485,6 +499,7 @@ class HTTPConnection:
         self._method = prepared.method
         self._target = prepared.target
         self._body_left = 0 if prepared.is_exact else -1
+        self._asks_first = prepared.expects_continue
         self._transmit(prepared.head, prepared.body, is_chunked=prepared.is_chunked)
 
     def _close_if_stale(self) -> None:
@@ -586,6 +601,7 @@ class HTTPConnection:
         else:
             length = body_length(message_body)
             self._body_left = -1 if declared is None or length is None or length > declared else declared - length
+        self._asks_first = expects_continue(self._started)
         self._transmit(head, message_body, is_chunked=encode_chunked)
 
     def _transmit(self, head: bytes, body: BodySource | None, *, is_chunked: bool) -> None:
@@ -600,15 +616,13 @@ class HTTPConnection:
             assert transport is not None
         if self._state is _REQUEST_STARTED:
             self._advance(_ENDHEADERS)
-        self._send_fault = None
+        self._send_fault = self._upload = None
         transport.any_sent = transport.any_received = False
         if self.debuglevel > 0:
             print("send:", repr(redacted(head)))
         try:
-            if body is None:
-                transport.send(head)
-            else:
-                transport.send(head)
+            transport.send(head)
+            if body is not None:
                 self._send_body(transport, body, is_chunked=is_chunked)
         except BaseException as fault:
             self._sending_failed(fault)
@@ -618,30 +632,30 @@ class HTTPConnection:
         if isinstance(fault, PEER_STOPPED_READING):
             # The peer may have answered before it stopped (413, 401, 408): getresponse() looks.
             self._send_fault = fault
+            if self._transport is not None:
+                self._transport.bears_cut_head = True
         else:
             self._break(fault)
 
     def _send_body(self, transport: Transport, body: BodySource, *, is_chunked: bool) -> int:
         """Send a body; return how many bytes of it there were."""
-        sent = 0
-        for block in blocks(body, self.blocksize):
-            view = memoryview(block).cast("B")
-            if not view.nbytes:
-                continue  # an empty chunk would end the body (RFC 9112 section 7.1)
-            if is_chunked:
-                transport.send(b"%X\r\n" % view.nbytes + view + b"\r\n")
-            else:
-                transport.send(view)
-            sent += view.nbytes
-        if is_chunked:
-            transport.send(b"0\r\n\r\n")
+        upload = self._upload
+        if upload is None:
+            upload = self._upload = Upload(transport, method=self._method, limits=self._limits)
+        if self._asks_first:
+            self._asks_first = False
+            upload.await_continue(self.expect_continue_timeout, clock=self._clock)
+        sent = 0 if upload.is_refused else upload.send(body, blocksize=self.blocksize, is_chunked=is_chunked)
+        if upload.is_refused:
+            self._body_left = -1
         return sent
 
     def send(self, data: BodySource) -> None:
         """Send body data behind `endheaders`, as it is.
 
         Args:
-            data: bytes, a file, or an iterable of bytes.
+            data: bytes, a file, or an iterable of bytes; once the server has answered that it wants no more, nothing is
+                sent any longer.
 
         Raises:
             UnreadResponse: A response is unread: these bytes would be taken for a request.
@@ -659,6 +673,7 @@ class HTTPConnection:
             sent = self._send_body(transport, data, is_chunked=False)
             self._body_left = self._body_left - sent if 0 <= sent <= self._body_left else -1
         except TypeError:
+            self._body_left = -1  # nobody knows what of it has been sent before that showed
             raise
         except BaseException as fault:
             self._sending_failed(fault)
@@ -721,13 +736,13 @@ class HTTPConnection:
         self._body_left = 0
         self._method = method = prepared.method
         self._target = prepared.target
-        self._head = self._send_fault = None
+        self._head = self._send_fault = self._upload = None
         transport.any_sent = transport.any_received = False
         try:
             try:
                 transport.send(prepared.head)
             except PEER_STOPPED_READING as fault:
-                self._send_fault = fault  # it may have answered before it stopped
+                self._sending_failed(fault)  # it may have answered before it stopped
             data = transport.more()
             end = data.find(b"\n\r\n") + 3
             if end < 3 or data.find(b"\n\n", 0, end) >= 0:
@@ -863,7 +878,8 @@ class HTTPConnection:
             or (body.left or 0) > max_bytes
             or head.status == 101
         ):
-            self._end(CloseReason.UNREAD)
+            # What speaks another protocol now was never ours to read to the end.
+            self._end(CloseReason.CLIENT_CLOSE if head is not None and head.status == 101 else CloseReason.UNREAD)
             return False
         left = max_bytes
         try:
@@ -887,21 +903,19 @@ class HTTPConnection:
 
     def close(self) -> None:
         """Close the connection; a response that has the connection to itself can still be read."""
+        reader = self._reader() if self._reader is not None else None
+        if self._body is not None and reader is not None and reader.will_close and not reader.isclosed():
+            # http.client leaves such a connection to its response, and programs rely on it.
+            self._body = self._transport = None
+            self._close_reasons.append(CloseReason.CLIENT_CLOSE)
         self._end(CloseReason.CLIENT_CLOSE)
 
     def _end(self, reason: CloseReason) -> None:
         """Close for a reason; twice is fine."""
-        body, head = self._body, self._head
-        reader = self._reader() if self._reader is not None else None
-        self._body = None
+        if self._body is not None:
+            self._body = None
+            self._cut_reader()
         self._started = []
-        if body is not None and reader is not None and head is not None:
-            if reason is CloseReason.CLIENT_CLOSE and not head.is_persistent and not reader.isclosed():
-                # http.client leaves such a connection to its response, and programs rely on it.
-                self._transport = None
-                self._close_reasons.append(reason)
-            else:
-                reader._cut_off()
         self._drop(reason)
         self._advance(_CLOSE)
 
@@ -918,7 +932,7 @@ class HTTPConnection:
         transport = self._transport
         if isinstance(fault, TimeoutError):
             return CloseReason.TIMEOUT
-        if isinstance(fault, IncompleteRead):
+        if isinstance(fault, IncompleteRead) and not isinstance(fault, InvalidResponse):
             return CloseReason.TRUNCATED
         if self._exchanges and transport is not None and not transport.any_received:
             if isinstance(fault, RemoteDisconnected):
@@ -969,6 +983,7 @@ class HTTPSConnection(HTTPConnection):
         context: The TLS settings; ``None`` makes one that verifies against the system's authorities.
         key_file: PEM file with the client's private key, or ``None``.
         cert_file: PEM file with the client's certificate chain, or ``None``.
+        check_hostname: Deprecated, as in Python 3.11: sets the context's.
         strict: As `HTTPConnection`.
 
     Raises:
@@ -988,11 +1003,15 @@ class HTTPSConnection(HTTPConnection):
         blocksize: int = 8192,
         key_file: str | os.PathLike[str] | None = None,
         cert_file: str | os.PathLike[str] | None = None,
+        check_hostname: bool | None = None,
         strict: bool = True,
     ) -> None:
         super().__init__(host, port, timeout, source_address, blocksize, strict=strict)
         if context is None:
             context = default_tls_context()
+        if check_hostname is not None:
+            warnings.warn("check_hostname is deprecated: set it on the context", DeprecationWarning, stacklevel=2)
+            context.check_hostname = check_hostname
         if cert_file is not None:
             context.load_cert_chain(cert_file, key_file)
             context.post_handshake_auth = True  # for a server that asks for the certificate later

@@ -38,6 +38,7 @@ __all__ = [
     "IllegalKeywordArgument",
     "ImproperConnectionState",
     "IncompleteRead",
+    "InvalidChunk",
     "InvalidResponse",
     "InvalidURL",
     "LineTooLong",
@@ -85,6 +86,34 @@ class UnreadResponse(PooledHTTPError, CannotSendRequest):
 
 class InvalidResponse(PooledHTTPError, HTTPException):
     """The peer broke the framing of HTTP/1.1, or went over one of the limits (RFC 9112)."""
+
+
+class InvalidChunk(InvalidResponse, IncompleteRead):
+    """The chunk framing of a body is broken: nobody knows where the body ends (RFC 9112 section 7.1).
+
+    ``http.client`` calls that an incomplete read, so its text is the same, for programs that look at it; what exactly
+    is wrong stands in a note below the text in every traceback.
+
+    Attributes:
+        partial: What of the body had been read, as bytes.
+        expected: Always ``None``.
+        problem: What is wrong with the framing.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(b"")
+        self.problem = problem
+        self.add_note(problem)
+
+    def __repr__(self) -> str:
+        """Return what `http.client.IncompleteRead` would."""
+        return repr(IncompleteRead(self.partial))
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> tuple[type[InvalidChunk], tuple[str], dict[str, object]]:
+        """Rebuild from the problem; `partial` follows with the attributes."""
+        return type(self), (self.problem,), self.__dict__
 
 
 class PoolClosed(PooledHTTPError, RuntimeError):

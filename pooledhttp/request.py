@@ -55,6 +55,7 @@ class PreparedRequest:
         is_plain: Whether it is exact and `head` is all there is to send.
         has_idempotency_key: Whether an Idempotency-Key field tells the server how to take a repetition.
         is_replayable: Whether the body can be sent a second time.
+        expects_continue: Whether the server is asked before the body is sent (RFC 9110 section 10.1.1).
     """
 
     # Of the class, where most requests find them: they cost nothing to set.
@@ -64,6 +65,7 @@ class PreparedRequest:
     has_idempotency_key = False
     is_exact = True
     is_plain = True
+    expects_continue = False
 
     def __init__(self, method: str, target: str, head: bytes) -> None:
         self.method = method
@@ -118,11 +120,13 @@ def prepare(
     )
     is_exact = is_chunked or _is_exact(fields, body, names, is_strict=is_strict)
     head = request_head(method, target or "/", fields, version=version)
-    if isinstance(body, bytes) and len(body) <= ONE_SEND_BYTES and not is_chunked:
+    expects = "expect" in names and body_length(body) != 0 and expects_continue(fields)
+    if isinstance(body, bytes) and len(body) <= ONE_SEND_BYTES and not is_chunked and not expects:
         head += body
         body = None
     prepared = PreparedRequest(method, target, head)
     prepared.body = body
+    prepared.expects_continue = expects
     prepared.is_exact = is_exact
     prepared.is_plain = is_exact and body is None
     prepared.is_chunked = is_chunked
@@ -149,6 +153,11 @@ def declared_length(fields: Iterable[Field]) -> int | None:
     if not length.isdigit() or len(length) > _LENGTH_DIGITS:
         raise ValueError(f"Content-Length must be a decimal number, not {length[:60]!r}")
     return int(length)
+
+
+def expects_continue(fields: Iterable[Field]) -> bool:
+    """Tell whether the fields of a request say ``Expect: 100-continue`` (RFC 9110 section 10.1.1)."""
+    return any(lower(name) == "expect" and field_bytes(value).lower() == b"100-continue" for name, value in fields)
 
 
 def _is_exact(fields: list[Field], body: BodySource | None, names: set[str], *, is_strict: bool) -> bool:
@@ -258,17 +267,33 @@ def _check_body(body: object) -> None:
         raise TypeError(_NO_BODY % type(body)) from None
 
 
+def _regular(file: object) -> io.FileIO | io.BufferedReader | io.BufferedRandom | None:
+    """Return the regular file in binary mode that an object is, or that the tempfile module has wrapped.
+
+    Only these kinds give what lies in the file, and nothing else: a decompressing reader, too, has the descriptor of a
+    regular file, but not its length, and a subclass may read whatever it likes.
+    """
+    if type(file).__module__ == "tempfile" and type(file).__name__ == "_TemporaryFileWrapper":
+        file = file.file  # type: ignore[attr-defined]  # what the wrapper is there for
+    # Exactly these types, not what inherits from them.
+    raw = file.raw if type(file) is io.BufferedReader or type(file) is io.BufferedRandom else file
+    if type(raw) is not io.FileIO:
+        return None
+    try:
+        is_regular = stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
+    except (OSError, ValueError):
+        return None  # closed: reading it will say so
+    return file if is_regular else None  # type: ignore[return-value]  # what has passed all that is one of them
+
+
 def _file_length(file: object) -> int | None:
     """Return how many bytes a regular file has from its position on; ``None`` for anything else."""
-    if isinstance(file, io.TextIOBase):
-        return None  # its characters are not bytes yet
-    try:
-        status = os.fstat(file.fileno())  # type: ignore[attr-defined]  # not every file has one: see below
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        return max(status.st_size - int(file.tell()), 0)  # type: ignore[attr-defined]  # as above
-    except (AttributeError, OSError, TypeError, ValueError):
+    regular = _regular(file)
+    if regular is None:
         return None
+    if isinstance(regular, io.BufferedRandom):
+        regular.flush()  # what has been written to it and not to the file yet is part of it
+    return max(os.fstat(regular.fileno()).st_size - regular.tell(), 0)
 
 
 class SizedFile:
@@ -277,13 +302,21 @@ class SizedFile:
     Args:
         file: A regular file, opened in binary mode.
         length: Its length in bytes, which the head has told.
+
+    Attributes:
+        descriptor: The file's descriptor, or ``None`` if it has none.
+        start: Where in the file the body begins, in bytes.
+        length: How long the body is, in bytes.
     """
 
-    __slots__ = ("_file", "_left")
+    __slots__ = ("_file", "_left", "descriptor", "length", "start")
 
     def __init__(self, file: Readable, length: int) -> None:
         self._file = file
-        self._left = length
+        self._left = self.length = length
+        regular = _regular(file)
+        self.descriptor = None if regular is None else regular.fileno()
+        self.start = 0 if regular is None else regular.tell()
 
     def read(self, size: int, /) -> bytes | str:
         """Return at most size bytes; none at the end.
@@ -295,9 +328,19 @@ class SizedFile:
             return b""
         block = self._file.read(min(size, self._left))
         if not block:
-            raise ValueError(f"the body's file shrank: it ended {self._left} bytes short of the Content-Length sent")
+            raise self.shrank(self._left)
         self._left -= len(block)
         return block
+
+    def shrank(self, missing: int) -> ValueError:
+        """Return the error for a file that ended before its length."""
+        return ValueError(f"the body's file shrank: it ended {missing} bytes short of the Content-Length sent")
+
+    def leave_at(self, sent: int) -> None:
+        """Put the file's position behind what somebody else has read of it."""
+        regular = _regular(self._file)
+        if regular is not None:
+            regular.seek(self.start + sent)
 
 
 def blocks(body: BodySource, blocksize: int) -> Iterable[bytes | bytearray | memoryview]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from http.client import HTTPMessage
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from .errors import IncompleteRead, InvalidResponse, ResponseNotReady
+from .errors import IncompleteRead, InvalidChunk, InvalidResponse, ResponseNotReady
 from .transport import BODY_RECEIVE_BYTES, ForeignSocket, Transport, transport_for
 from .wire import DEFAULT_LIMITS, Head, Limits, parse_chunk_line, parse_head, parse_trailer
 
@@ -59,11 +59,12 @@ class Body:
         trailers: The fields behind a chunked body (RFC 9112 section 7.1.2); not merged into the headers.
     """
 
-    __slots__ = ("_chunk_left", "_extension_bytes", "_is_chunked", "_limits", "_transport", "is_complete", "left",
-                 "trailers")  # fmt: skip
+    __slots__ = ("_chunk_left", "_extension_bytes", "_head", "_is_chunked", "_limits", "_transport", "is_complete",
+                 "left", "trailers")  # fmt: skip
 
     def __init__(self, transport: Transport, head: Head, limits: Limits = DEFAULT_LIMITS) -> None:
         self._transport = transport
+        self._head = head
         self._limits = limits
         self._is_chunked = head.chunked
         self._chunk_left = -1  # -1: the next line is the first chunk's size; 0: CRLF, then the next one's
@@ -77,7 +78,7 @@ class Body:
 
         Raises:
             IncompleteRead: The connection ended before the body did.
-            InvalidResponse: The chunk framing is broken.
+            InvalidChunk: The chunk framing is broken.
             OSError: The socket's own errors, timeouts among them.
         """
         if self.is_complete or limit <= 0:
@@ -109,7 +110,7 @@ class Body:
 
         Raises:
             IncompleteRead: The connection ended before the body did.
-            InvalidResponse: The chunk framing is broken.
+            InvalidChunk: The chunk framing is broken.
             OSError: The socket's own errors, timeouts among them.
         """
         if self.is_complete or not view:
@@ -141,7 +142,7 @@ class Body:
 
         Raises:
             IncompleteRead: The connection ended before the body did; `partial` holds what had come.
-            InvalidResponse: The chunk framing is broken.
+            InvalidChunk: The chunk framing is broken.
             OSError: The socket's own errors, timeouts among them.
         """
         if self.is_complete:
@@ -155,7 +156,8 @@ class Body:
             while piece := self.read_some(BODY_RECEIVE_BYTES):
                 pieces.append(piece)
         except IncompleteRead as fault:
-            raise IncompleteRead(b"".join(pieces), fault.expected) from None
+            fault.partial = b"".join(pieces)
+            raise
         return b"".join(pieces)
 
     def read_line(self, limit: int) -> bytes:
@@ -202,20 +204,24 @@ class Body:
         self._chunk_left = size
         if size:
             return True
-        while line := self._line(self._limits.line_bytes, "trailer line"):
+        while line := self._line(self._limits.line_bytes, "trailer line", may_be_missing=not self.trailers):
             if len(self.trailers) >= self._limits.fields:
                 raise InvalidResponse(f"got more than {self._limits.fields} trailers")
             self.trailers.append(parse_trailer(line))
         self.is_complete = True
         return False
 
-    def _line(self, limit: int, what: str) -> bytes:
+    def _line(self, limit: int, what: str, *, may_be_missing: bool = False) -> bytes:
         """Return the next framing line without its CRLF; a bare LF is an error here (RFC 9112 section 7.1)."""
         line = self._transport.take_line(limit, what)
         if line.endswith(b"\r\n"):
             return line[:-2]
         if line.endswith(b"\n"):
-            raise InvalidResponse(f"{what} ends in a bare LF")
+            raise InvalidChunk(f"{what} ends in a bare LF")
+        if may_be_missing and not line and not self._transport.is_truncated:
+            # Servers are known to end without the very last CRLF: the body is whole, but nothing can follow it.
+            self._head.is_persistent = False
+            return line
         raise self._truncated(None)
 
     def _expect_chunk_end(self) -> None:
@@ -225,7 +231,7 @@ class Body:
         if ending in (b"", b"\r"):
             raise self._truncated(None)
         if ending != b"\r\n":
-            raise InvalidResponse("chunk data is not followed by CRLF")
+            raise InvalidChunk("chunk data is not followed by CRLF")
 
     def _truncated(self, expected: int | None) -> IncompleteRead:
         return IncompleteRead(b"", expected)
@@ -445,7 +451,13 @@ class HTTPResponse(io.BufferedIOBase):
             return body.read_some(n if n >= 0 else BODY_RECEIVE_BYTES)
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Read into a buffer until it is full or the body ends; return how many bytes."""
+        """Read into a buffer until it is full or the body ends; return how many bytes.
+
+        Raises:
+            IncompleteRead: The connection ended before the body did; `partial` holds what is in the buffer.
+            HTTPException: The framing of the body is broken.
+            OSError: The socket's own errors, timeouts among them.
+        """
         body = self._open_body()
         if body is None:
             return 0
@@ -456,10 +468,8 @@ class HTTPResponse(io.BufferedIOBase):
                 try:
                     count = body.read_into(view[filled:])
                 except IncompleteRead as fault:
-                    if not filled:
-                        raise
-                    self._broke(body, fault)
-                    break
+                    fault.partial = bytes(view[:filled])
+                    raise
                 if not count:
                     break
                 filled += count

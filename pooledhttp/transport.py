@@ -68,6 +68,10 @@ class _MainThread:
 
 main_thread = _MainThread()
 _READABLE: Final = getattr(select, "POLLIN", 1)
+_WRITABLE: Final = getattr(select, "POLLOUT", 4)
+_DONT_WAIT: Final = getattr(socket, "MSG_DONTWAIT", 0)
+# What one send takes at most where nobody waits for it: more than a socket's buffer has room for, as a rule.
+_SEND_BYTES: Final = 1 << 20
 
 _Received = TypeVar("_Received", bytes, int)
 
@@ -111,13 +115,15 @@ class Transport:
         at: Offset of the first byte in `buffer` that is not taken.
         any_sent: Whether a byte was written since the flag was cleared.
         any_received: Whether a byte arrived since the flag was cleared.
+        bears_cut_head: Whether a head without its blank line will do: the peer has stopped reading the request, and
+            whatever it said before is better than nothing.
         is_truncated: TLS ended without close_notify: the end may be an attacker's.
         uses_kernel_timers: Whether the kernel's timers end a wait that is bounded; else ``settimeout`` does.
     """
 
     __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_is_bounded", "_must_arm", "_poll",
-                 "_read_limit", "_recv", "_send", "_what", "_write_limit", "any_received",
-                 "any_sent", "at", "buffer", "is_truncated", "sock", "uses_kernel_timers")  # fmt: skip
+                 "_read_limit", "_recv", "_send", "_what", "_write_limit", "any_received", "any_sent", "at",
+                 "bears_cut_head", "buffer", "is_truncated", "sock", "uses_kernel_timers")  # fmt: skip
 
     def __init__(self, sock: socket.socket, *, clock: Clock = monotonic) -> None:
         self.sock = sock
@@ -126,12 +132,13 @@ class Transport:
         self.any_sent = False
         self.any_received = False
         self.is_truncated = False
+        self.bears_cut_head = False
         self._recv: Callable[[int], bytes] = sock.recv
         self._send: Callable[[bytes], int] = sock.send
         if isinstance(sock, ssl.SSLSocket):
             # It sends all or, when time is up, does not tell how much: so a record at a time.
             self._send = lambda data: sock.send(memoryview(data)[:_RECORD_BYTES])
-        self._poll: Callable[[int], list[tuple[int, int]]] | None = None
+        self._poll: Callable[[int | None], list[tuple[int, int]]] | None = None
         self._clock = clock
         self._is_bounded = False
         self._must_arm = False  # each wait has to be given its time: the kernel's timers do not know of a deadline
@@ -209,10 +216,12 @@ class Transport:
 
     def hurry(self, deadline: Deadline) -> tuple[bool, float | None, float | None, Deadline | None]:
         """Bound what follows by a deadline as well; return what `restore` needs."""
-        timeout = None if self._is_bounded else self.sock.gettimeout()
-        previous = (self._is_bounded, self._read_limit, self._write_limit, self._deadline)
-        self.bound(read=self._read_limit, write=self._write_limit, deadline=deadline, what=self._what)
-        return previous if previous[0] else (False, timeout, None, None)
+        read, write, previous = self._read_limit, self._write_limit, self._deadline
+        was_bounded = self._is_bounded
+        if not was_bounded:
+            read = write = self.sock.gettimeout()
+        self.bound(read=read, write=write, deadline=deadline, what=self._what)
+        return was_bounded, read, write, previous
 
     def restore(self, previous: tuple[bool, float | None, float | None, Deadline | None]) -> None:
         """Go back to the limits before `hurry`."""
@@ -304,6 +313,99 @@ class Transport:
                 since = self._clock()
                 rest = rest[sent:]
 
+    # --- sending and listening ----------------------------------------------------------------------
+
+    @property
+    def can_listen(self) -> bool:
+        """Whether the socket can be asked for what has arrived without waiting for more."""
+        return isinstance(self.sock, socket.socket)
+
+    @property
+    def can_send_files(self) -> bool:
+        """Whether nothing stands between a file and the wire, so that the kernel can send it."""
+        return hasattr(os, "sendfile") and self.can_listen and not isinstance(self.sock, ssl.SSLSocket)
+
+    def set_blocking(self, *, is_blocking: bool) -> bool:
+        """Have the descriptor block or not, whatever the socket believes; return whether it did."""
+        descriptor = self.sock.fileno()
+        if descriptor < 0:
+            return is_blocking  # closed meanwhile
+        was_blocking = os.get_blocking(descriptor)
+        if was_blocking != is_blocking:
+            os.set_blocking(descriptor, is_blocking)
+        return was_blocking
+
+    def wait_to_send(self, *, or_receive: bool) -> bool:
+        """Wait until there is room to send; return whether something can be received instead.
+
+        Args:
+            or_receive: Whether to listen; without it only room to send ends the wait.
+
+        Raises:
+            WriteTimeout: The peer took no byte for the write limit.
+            TotalTimeout: The deadline is over.
+        """
+        if or_receive and isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+            return True
+        deadline = self._deadline
+        if deadline is not None and deadline.remaining() <= 0:
+            raise deadline.exceeded()
+        wait = _make_poll(self.sock, _WRITABLE | _READABLE if or_receive else _WRITABLE)
+        events = wait(0)
+        since = self._clock()
+        while not events:
+            events = wait(self._milliseconds_left(since))
+        return or_receive and bool(events[0][1] & _READABLE)
+
+    def _milliseconds_left(self, since: float) -> int | None:
+        """Return how long poll() may wait for room to send; raise when it may not."""
+        if self._is_bounded:
+            left = self._left(self._write_limit, since, WriteTimeout)
+            return None if left == math.inf else math.ceil(left * 1000)
+        timeout = self.sock.gettimeout()
+        if timeout is None:
+            return None
+        left = since + timeout - self._clock()
+        if left <= 0:
+            raise TimeoutError("timed out")  # the socket's own words
+        return math.ceil(left * 1000)
+
+    def send_some(self, data: memoryview) -> int:
+        """Send what there is room for, behind `wait_to_send`; return how many bytes went."""
+        sock = self.sock
+        if isinstance(sock, ssl.SSLSocket):
+            record = data[:_RECORD_BYTES]
+            self.send(record)
+            return len(record)
+        try:
+            sent = sock.send(data[:_SEND_BYTES], _DONT_WAIT)
+        except _WAKE_UPS:
+            return 0
+        if sent:
+            self.any_sent = True
+        return sent
+
+    def receive_now(self) -> bytes | None:
+        """Receive into the buffer without waiting; return what came: ``None`` for nothing yet, none at the end."""
+        sock = self.sock
+        try:
+            if isinstance(sock, ssl.SSLSocket):
+                timeout = sock.gettimeout()
+                sock.settimeout(0)
+                try:
+                    arrived = sock.recv(RECEIVE_BYTES)
+                finally:
+                    sock.settimeout(timeout)
+            else:
+                arrived = sock.recv(RECEIVE_BYTES, _DONT_WAIT)
+        except (*_WAKE_UPS, ssl.SSLWantReadError):
+            return None
+        except ssl.SSLEOFError:
+            self.is_truncated = True
+            return b""
+        self._append(arrived)
+        return arrived
+
     # --- receiving ----------------------------------------------------------------------------------
 
     def _before_wait(self, limit: float | None, *, is_read: bool) -> None:
@@ -362,9 +464,17 @@ class Transport:
                 self.is_truncated = True
                 return nothing
 
-    def receive_ahead(self) -> None:
-        """Receive once into the buffer, which is empty; it stays so at the peer's end."""
-        self.buffer = self.more()
+    def receive_ahead(self) -> bool:
+        """Receive once, behind what the buffer holds; return whether anything came before the peer's end."""
+        arrived = self.more()
+        self._append(arrived)
+        return bool(arrived)
+
+    def _append(self, arrived: bytes) -> None:
+        if arrived:
+            self.any_received = True
+            self.buffer = self.buffer[self.at :] + arrived
+            self.at = 0
 
     def take(self, limit: int) -> bytes:
         """Return at least one and at most `limit` bytes; none at the peer's end."""
@@ -489,13 +599,24 @@ class Transport:
         self.at = end
         return data[:end]
 
+    def complete_cut_head(self, received: bytearray) -> None:
+        """End a head within which the peer ended, if only its blank line is missing and that is to be borne.
+
+        Raises:
+            InvalidResponse: It is not.
+        """
+        if not (self.bears_cut_head and received.endswith(b"\n")):
+            raise InvalidResponse(f"the peer ended within the response's head, after {len(received)} bytes")
+        received += b"\r\n"
+
     def _receive_rest_of_head(self, received: bytearray, limits: Limits) -> tuple[bytes, int]:
         while True:
             check_unfinished_head(received, limits)
             searched = max(len(received) - 3, 0)
             arrived = self.more()
             if not arrived:
-                raise InvalidResponse(f"the peer ended within the response's head, after {len(received)} bytes")
+                self.complete_cut_head(received)
+                return bytes(received), len(received)
             received += arrived
             end = head_end(received, searched)
             if end >= 0:
@@ -524,7 +645,7 @@ class Transport:
             return CloseReason.LEFTOVER
         poll = self._poll
         if poll is None:
-            poll = self._poll = _make_poll(self.sock)
+            poll = self._poll = _make_poll(self.sock, _READABLE)
         if not poll(0) and not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
             return None
         return self._what_arrived()
@@ -542,7 +663,7 @@ class Transport:
                 finally:
                     sock.settimeout(timeout)
             else:
-                arrived = sock.recv(64, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
+                arrived = sock.recv(64, socket.MSG_PEEK | _DONT_WAIT)
         except (BlockingIOError, ssl.SSLWantReadError):
             return None
         except ssl.SSLError:
@@ -590,6 +711,7 @@ class FileTransport(Transport):
         self.any_sent = False
         self.any_received = False
         self.is_truncated = False
+        self.bears_cut_head = False
         self.uses_kernel_timers = False
         self._deadline = None
         self._read_limit = self._write_limit = None
@@ -625,9 +747,15 @@ class FileTransport(Transport):
             self.any_received = True
         return data
 
-    def receive_ahead(self) -> None:
+    def receive_ahead(self) -> bool:
         """Read a single byte: nobody knows how many are there, and a file waits for all that it is asked for."""
         self.buffer = self.more(1)
+        return bool(self.buffer)
+
+    @property
+    def can_listen(self) -> bool:
+        """False: a file waits for whatever it is asked for."""
+        return False
 
     def take(self, limit: int) -> bytes:
         """Read at most `limit` bytes and not one more."""
@@ -651,14 +779,19 @@ class FileTransport(Transport):
     def receive_head(self, limits: Limits) -> bytes:
         """Read line by line up to the blank one; see `Transport.receive_head`."""
         received = bytearray()
+        lines = 0
         while True:
             line = self.take_line(limits.line_bytes, "header line" if received else "status line")
             if not line:
                 if not received:
                     raise RemoteDisconnected("Remote end closed connection without response")
                 check_unfinished_head(received, limits)
-                raise InvalidResponse(f"the peer ended within the response's head, after {len(received)} bytes")
+                self.complete_cut_head(received)
+                return bytes(received)
             received += line
+            lines += 1
+            if lines > limits.fields + 2:
+                raise InvalidResponse(f"got more than {limits.fields} headers")
             if line in (b"\r\n", b"\n") and len(received) > len(line):
                 return bytes(received)
             check_unfinished_head(received, limits)
@@ -700,10 +833,18 @@ def _can_use_kernel_timers(sock: socket.socket) -> bool:
     )
 
 
-def _make_poll(sock: socket.socket) -> Callable[[int], list[tuple[int, int]]]:
-    """Return a call that tells whether the socket is readable; poll, since select fails above 1023."""
+def _make_poll(sock: socket.socket, events: int) -> Callable[[int | None], list[tuple[int, int]]]:
+    """Return a call that waits for any of the events, in milliseconds; poll, since select fails above 1023."""
     if hasattr(select, "poll"):
         poll = select.poll()
-        poll.register(sock, _READABLE)
+        poll.register(sock, events)
         return poll.poll
-    return lambda _: [(0, 0)] if select.select([sock], [], [], 0)[0] else []
+
+    def wait(milliseconds: int | None) -> list[tuple[int, int]]:
+        readers, writers = [sock] if events & _READABLE else [], [sock] if events & _WRITABLE else []
+        seconds = None if milliseconds is None else milliseconds / 1000
+        readable, writable, _ = select.select(readers, writers, [], seconds)
+        happened = (_READABLE if readable else 0) | (_WRITABLE if writable else 0)
+        return [(sock.fileno(), happened)] if happened else []
+
+    return wait

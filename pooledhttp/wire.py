@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from http.client import HTTPMessage
 from typing import Final
 
-from .errors import BadStatusLine, InvalidResponse, InvalidURL, LineTooLong
+from .errors import BadStatusLine, InvalidChunk, InvalidResponse, InvalidURL, LineTooLong
 
 FieldValue = str | bytes | int
 Fields = Sequence[tuple[str | bytes, FieldValue]]
@@ -393,11 +393,11 @@ def parse_chunk_line(line: bytes) -> tuple[int, int]:
         The size of the chunk in bytes, and how many bytes of the line were its extension.
 
     Raises:
-        InvalidResponse: It is not hexadecimal digits, optionally followed by an extension.
+        InvalidChunk: It is not hexadecimal digits, optionally followed by an extension.
     """
     match = _match_chunk_line(line)
     if match is None:
-        raise InvalidResponse(f"malformed chunk size line: {_excerpt(line)}")
+        raise InvalidChunk(f"malformed chunk size line: {_excerpt(line)}")
     return int(match[1], 16), len(match[2] or b"")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import http.client
 import pickle
+import traceback
 
 import pytest
 
 import pooledhttp
 from pooledhttp import errors
-from pooledhttp.errors import AcquireTimeout, PooledHTTPError, TunnelError
+from pooledhttp.errors import AcquireTimeout, InvalidChunk, PooledHTTPError, TunnelError
 
 SHARED = [
     "BadStatusLine",
@@ -32,6 +33,7 @@ CAUGHT_BY: dict[str, tuple[type[BaseException], ...]] = {
     "AcquireTimeout": (TimeoutError,),
     "ConnectTimeout": (TimeoutError,),
     "IllegalKeywordArgument": (http.client.HTTPException, ValueError),
+    "InvalidChunk": (http.client.IncompleteRead, errors.InvalidResponse),
     "InvalidResponse": (http.client.HTTPException,),
     "PoolClosed": (RuntimeError,),
     "PoolFull": (OSError,),
@@ -67,9 +69,27 @@ def test_exception_is_public_in_the_package(name: str) -> None:
     assert name in pooledhttp.__all__
 
 
-@pytest.mark.parametrize("name", sorted(set(CAUGHT_BY) - {"TunnelError"}))
+@pytest.mark.parametrize("name", sorted(set(CAUGHT_BY) - {"InvalidChunk", "TunnelError"}))
 def test_exception_shows_its_message(name: str) -> None:
     assert str(getattr(errors, name)("what happened")) == "what happened"
+
+
+def test_invalid_chunk_reads_like_an_incomplete_read_and_notes_what_is_wrong() -> None:
+    fault = InvalidChunk("malformed chunk size line: 'x'")
+    fault.partial = b"12345"
+    assert str(fault) == repr(fault) == str(http.client.IncompleteRead(b"12345"))
+    assert fault.problem == "malformed chunk size line: 'x'"
+    assert fault.expected is None
+    assert "malformed chunk size line" in "".join(traceback.format_exception(fault))
+
+
+def test_invalid_chunk_survives_pickling() -> None:
+    fault = InvalidChunk("chunk data is not followed by CRLF")
+    fault.partial = b"12345"
+    copied = pickle.loads(pickle.dumps(fault))
+    assert type(copied) is InvalidChunk
+    assert (copied.partial, copied.problem, str(copied)) == (fault.partial, fault.problem, str(fault))
+    assert copied.__notes__ == fault.__notes__
 
 
 def test_acquire_timeout_carries_the_numbers_of_the_pool() -> None:

@@ -65,6 +65,7 @@ CORE = (
     "dial",
     "response",
     "tunnel",
+    "upload",
     "conn",
     "retry",
     "config",
@@ -76,7 +77,7 @@ CORE = (
 ADAPTERS = ("adapters", "adapters.requests", "adapters.urllib", "adapters.httpx", "adapters.xmlrpc")
 
 CONN_MAY_IMPORT = freely(
-    "errors", "stats", "timeouts", "wire", "origin", "request", "transport", "dial", "response", "tunnel"
+    "errors", "stats", "timeouts", "wire", "origin", "request", "transport", "dial", "response", "tunnel", "upload"
 )
 LENDING_MAY_IMPORT = {**CONN_MAY_IMPORT, **freely("conn", "config")}
 # The pool builds the collector on first use; nobody pays for metrics by importing the pool.
@@ -97,6 +98,7 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "dial": freely("errors", "timeouts", "origin"),
     "response": freely("errors", "wire", "transport"),
     "tunnel": freely("errors", "timeouts", "wire", "request", "transport", "response"),
+    "upload": freely("errors", "timeouts", "wire", "request", "transport"),
     "conn": CONN_MAY_IMPORT,
     "retry": freely("errors", "timeouts", "request"),
     "config": freely("errors", "timeouts", "wire", "origin", "dial"),

@@ -591,6 +591,7 @@ def test_connection_that_switched_its_protocol_leaves_the_pool(
     with pool.stream("GET", "/chat", headers={"Connection": "Upgrade", "Upgrade": "chat"}) as response:
         assert response.status == 101
     assert gauges(pool) == (0, 0, 0, 0)
+    assert counted(pool.stats().closed) == {"client_close": 1}
     assert counted(pool.stats().requests) == {"1xx": 1}
     finish(pool)
 

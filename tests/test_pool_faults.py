@@ -713,7 +713,7 @@ def test_rule_of_the_late_408(
     b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\nhello",
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 1\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5",
 ], ids=["length", "length, none", "chunks", "chunk", "trailers", "chunk size"])  # fmt: skip
 def test_truncated_body_is_an_incomplete_read(

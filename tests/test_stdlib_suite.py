@@ -77,16 +77,6 @@ INSIDE: Mapping[str, str] = {
 }
 
 
-MISSING: Mapping[str, str] = {
-    "BasicTest.test_chunked": "broken chunk framing is an IncompleteRead that holds what had been read",
-    "BasicTest.test_chunked_missing_end": "the CRLF behind the last chunk may be left out at the end of the connection",
-    "BasicTest.test_epipe": "what a peer said before it stopped reading is borne without its blank line",
-    "BasicTest.test_overflowing_header_limit_after_100": "a foreign socket's header lines are counted as they arrive",
-    "BasicTest.test_readinto_chunked": "broken chunk framing is an IncompleteRead that holds what had been read",
-    **({"HTTPSTest.test_local_bad_hostname": "its argument check_hostname"} if sys.version_info < (3, 12) else {}),
-    "PersistenceTest.test_reuse_reconnect": "conn.sock is None while the response has the connection to itself",
-    "TunnelTests.test_connect_with_tunnel_idna": "hosts outside ASCII",
-}
 
 
 def _theirs() -> types.ModuleType | None:
@@ -170,7 +160,7 @@ def test_stdlib(name: str) -> None:
     if result.skipped:
         pytest.skip(result.skipped[0][1])  # their own reason, such as a server on the internet
     problems = [text for _, text in result.errors + result.failures]
-    reason = DIFFERENT.get(name) or INSIDE.get(name) or MISSING.get(name)
+    reason = DIFFERENT.get(name) or INSIDE.get(name)
     if reason is None:
         assert not problems, problems[0]
     else:

@@ -1,0 +1,204 @@
+"""Sends the body of a request, and listens meanwhile: a server may answer before it has read it all.
+
+Each wait is for room to send *or* for something to read.  A final answer from 300 up means that the rest is not
+wanted (RFC 9112 section 9.3): sending stops, the answer is left for whoever reads responses, and the connection is
+of no further use, since its peer cannot tell where the missing rest ends.  After ``Expect: 100-continue`` the
+listening comes first.
+
+A regular file goes out by ``sendfile`` where nothing stands between it and the socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from .errors import HTTPException, RemoteDisconnected
+from .request import BodySource, SizedFile, blocks
+from .timeouts import Clock, Deadline
+from .transport import Transport
+from .wire import Limits, check_unfinished_head, head_end, parse_head
+
+# A chunk up to this many bytes is copied between its framing, to leave in one send.
+_COPIED_BYTES: Final = 65536
+# What one sendfile may take: more than any socket's buffer, and it fits every platform's type.
+_SENDFILE_BYTES: Final = 1 << 24
+# How a platform says that it cannot send this file by itself.
+_NO_SENDFILE: Final = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTSOCK, errno.EOVERFLOW}
+
+
+class Upload:
+    """One body on its way.
+
+    Args:
+        transport: Where it goes.
+        method: The request's method.
+        limits: How much the peer may say meanwhile.
+
+    Attributes:
+        is_refused: Whether something arrived that makes the rest of the body pointless; nothing is sent any more.
+    """
+
+    def __init__(self, transport: Transport, *, method: str, limits: Limits) -> None:
+        self._transport = transport
+        self._method = method
+        self._limits = limits
+        self._is_listening = transport.can_listen
+        self._interim_responses = 0
+        self.is_refused = False
+
+    def await_continue(self, seconds: float, *, clock: Clock) -> None:
+        """Wait for ``100 Continue`` (RFC 9110 section 10.1.1); any final answer instead refuses the body.
+
+        Args:
+            seconds: How long at most; a server that does not know the field never says it, so the body is sent then.
+            clock: Seconds on a monotonic clock.
+
+        Raises:
+            RemoteDisconnected: The peer ended the connection instead.
+            TotalTimeout: The deadline of the whole call is over.
+            OSError: The socket's own errors.
+        """
+        transport = self._transport
+        if not self._is_listening:
+            return
+        _, _, total = transport.limits
+        deadline = Deadline(seconds, what="100 Continue", clock=clock)
+        if total is not None and total.at <= deadline.at:
+            deadline = total
+        previous = transport.hurry(deadline)
+        try:
+            while not self._hear(is_awaited=True):
+                if not transport.receive_ahead():
+                    if not transport.buffer:
+                        raise RemoteDisconnected("Remote end closed connection without response")
+                    self.is_refused = True  # as in _listen()
+                    return
+        except TimeoutError:
+            if deadline is total:
+                raise
+        finally:
+            transport.restore(previous)
+
+    def send(self, body: BodySource, *, blocksize: int, is_chunked: bool) -> int:
+        """Send a body, or as much of it as the peer wants.
+
+        Args:
+            body: What `request.blocks` takes.
+            blocksize: Bytes to read at once from a file.
+            is_chunked: Whether to put it into chunks (RFC 9112 section 7.1).
+
+        Returns:
+            How many bytes of it were sent, less their framing.
+
+        Raises:
+            TypeError: It is no body.
+            ValueError: The body is a file that has shrunk.
+            OSError: The socket's own errors.
+        """
+        if isinstance(body, SizedFile):
+            sent = self._send_file(body)
+            if sent is not None:
+                return sent
+        sent = 0
+        for block in blocks(body, blocksize):
+            view = memoryview(block).cast("B")
+            if not view.nbytes:
+                continue  # an empty chunk would end the body
+            if not is_chunked:
+                self._send(view)
+            elif view.nbytes <= _COPIED_BYTES:
+                self._send(memoryview(b"".join((b"%X\r\n" % view.nbytes, view, b"\r\n"))))
+            else:
+                self._send(memoryview(b"%X\r\n" % view.nbytes))
+                self._send(view)
+                self._send(memoryview(b"\r\n"))
+            if self.is_refused:
+                return sent
+            sent += view.nbytes
+        if is_chunked:
+            self._send(memoryview(b"0\r\n\r\n"))
+        return sent
+
+    def _send(self, data: memoryview) -> None:
+        transport = self._transport
+        if not transport.can_listen:
+            transport.send(data)
+            return
+        while data and not self.is_refused:
+            if transport.wait_to_send(or_receive=self._is_listening):
+                self._listen()
+            else:
+                data = data[transport.send_some(data) :]
+
+    def _send_file(self, file: SizedFile) -> int | None:
+        """Have the kernel send the file; ``None`` where that is not possible, before a byte was sent."""
+        transport = self._transport
+        if file.descriptor is None or not transport.can_send_files:
+            return None
+        sent = 0
+        was_blocking = transport.set_blocking(is_blocking=False)  # sendfile has no MSG_DONTWAIT
+        try:
+            while sent < file.length and not self.is_refused:
+                if transport.wait_to_send(or_receive=self._is_listening):
+                    self._listen()
+                    continue
+                try:
+                    count = os.sendfile(
+                        transport.fileno(), file.descriptor, file.start + sent, min(file.length - sent, _SENDFILE_BYTES)
+                    )
+                except BlockingIOError:
+                    continue
+                except OSError as fault:
+                    if sent or fault.errno not in _NO_SENDFILE:
+                        raise
+                    return None
+                if not count:
+                    raise file.shrank(file.length - sent)
+                transport.any_sent = True
+                sent += count
+        finally:
+            transport.set_blocking(is_blocking=was_blocking)
+            file.leave_at(sent)
+        return sent
+
+    def _listen(self) -> None:
+        arrived = self._transport.receive_now()
+        if arrived:
+            self._hear()
+        elif arrived is not None:
+            if not self._transport.buffer:
+                raise RemoteDisconnected("Remote end closed connection without response")
+            self.is_refused = True  # that it ended within its answer will show when that is read
+
+    def _hear(self, *, is_awaited: bool = False) -> bool:
+        """Look at what has been received, past interim answers; return whether it settles if the body is sent."""
+        transport, limits = self._transport, self._limits
+        try:
+            while transport.buffer:
+                held = transport.buffer[transport.at :]
+                end = head_end(held)
+                if end < 0:
+                    check_unfinished_head(held, limits)
+                    return False
+                head = parse_head(held[:end], self._method, limits)
+                if head.status >= 200 or head.status == 101:
+                    self._is_listening = False
+                    # Under 300 the body may well be wanted: some servers answer while they read.
+                    self.is_refused = is_awaited or head.status >= 300 or head.status == 101
+                    return True
+                if self._interim_responses >= limits.interim_responses:
+                    self._is_listening = False
+                    self.is_refused = True
+                    return True
+                self._interim_responses += 1
+                transport.take(end)
+                if is_awaited and head.status == 100:
+                    return True
+        except HTTPException:
+            # No answer at all: whoever reads the response finds the same bytes and raises.
+            self._is_listening = False
+            self.is_refused = True
+            return True
+        return False
