@@ -38,6 +38,7 @@ class PoolOptions(TypedDict, total=False):
     drain_bytes: int
     drain_seconds: float
     resend_stale: bool
+    expect_continue_timeout: float
     source_address: SourceAddress | tuple[SourceAddress, ...] | None
     proxy: str | None
     proxy_headers: Mapping[str, str]
@@ -69,6 +70,8 @@ class PoolConfig:
         drain_bytes: The most of an unread body that is read when a connection is given back.
         drain_seconds: The longest that may take.
         resend_stale: Whether an idempotent request is sent once more when its kept-alive connection was dead.
+        expect_continue_timeout: After ``Expect: 100-continue``, seconds to wait for the server's word before the body
+            is sent; 0 sends it at once.
         source_address: Local (host, port) to bind, or several to be tried in turn; port 0 is any.
         proxy: URL of an HTTP proxy; connections go through a CONNECT tunnel.  Userinfo in it becomes
             Proxy-Authorization.
@@ -98,6 +101,7 @@ class PoolConfig:
     drain_bytes: int = 65536
     drain_seconds: float = 0.05
     resend_stale: bool = True
+    expect_continue_timeout: float = 1.0
     source_address: SourceAddress | tuple[SourceAddress, ...] | None = None
     proxy: str | None = field(default=None, repr=False)
     proxy_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -123,6 +127,7 @@ class PoolConfig:
         check_seconds("max_age", self.max_age)
         _check_bounded("probe_after", self.probe_after)
         _check_bounded("drain_seconds", self.drain_seconds)
+        _check_bounded("expect_continue_timeout", self.expect_continue_timeout)
         if not isinstance(self.resend_stale, bool):
             raise TypeError(f"resend_stale must be a bool, not {self.resend_stale!r}")
         for address in self.source_addresses:

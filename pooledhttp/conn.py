@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import sys
 import threading
 import warnings
 import weakref
@@ -45,6 +46,7 @@ from .errors import (
 )
 from .origin import SourceAddress, check_source_address, split_host_port
 from .request import (
+    BODILESS,
     NO_HEADERS,
     BodySource,
     Field,
@@ -57,6 +59,7 @@ from .request import (
     encode_body,
     expects_continue,
     field_bytes,
+    lower,
     prepare,
     redacted,
     without_userinfo,
@@ -66,7 +69,7 @@ from .stats import CloseReason
 from .timeouts import Clock, ConnectDeadline, Deadline, Timeout, check_seconds, monotonic
 from .transport import FileTransport, ForeignSocket, Transport, transport_for
 from .tunnel import Tunnel
-from .upload import Upload
+from .upload import Upload, frames
 from .wire import (
     DEFAULT_LIMITS,
     FieldValue,
@@ -75,9 +78,9 @@ from .wire import (
     check_field,
     check_method,
     check_target,
-    parse_head,
     request_head,
     to_message,
+    usual_head,
 )
 
 
@@ -175,6 +178,14 @@ class HTTPConnection:
         IllegalKeywordArgument: ``strict=False``, which would accept HTTP/0.9.
     """
 
+    # What every exchange touches lies side by side; `__dict__` is there for what subclasses and users add.
+    __slots__ = ("__dict__", "__weakref__", "_asks_first", "_body", "_body_left", "_clock", "_close_reasons",
+                 "_constant_fields", "_create_connection", "_deadline", "_dialer", "_exchanges",
+                 "_failed_unanswered", "_failed_unsent", "_guard", "_head", "_host", "_is_probed", "_lease",
+                 "_limits", "_method", "_opened_seconds", "_port", "_proxy_fields", "_reader", "_send_fault",
+                 "_started", "_state", "_target", "_timeouts", "_transport", "_tunnel_opened", "_tunnel_wanted",
+                 "_upload", "blocksize", "source_address", "timeout")  # fmt: skip
+
     default_port = HTTP_PORT
     response_class: type[HTTPResponse] = HTTPResponse
     auto_open = 1
@@ -185,10 +196,12 @@ class HTTPConnection:
     _http_vsn = 11
     _http_vsn_str = "HTTP/1.1"
     _has_own_steps = False
+    _has_own_send = False
 
     def __init_subclass__(cls) -> None:
         """See whether a subclass takes part in the steps of a request; then `request` goes through them."""
         super().__init_subclass__()
+        cls._has_own_send = cls.send is not HTTPConnection.send
         cls._has_own_steps = any(getattr(cls, step) is not getattr(HTTPConnection, step) for step in _STEPS)
 
     def __init__(
@@ -209,12 +222,12 @@ class HTTPConnection:
         if isinstance(blocksize, bool) or not isinstance(blocksize, int) or blocksize < 1:
             raise ValueError(f"blocksize must be a positive number of bytes, not {blocksize!r}")
         check_source_address(source_address)
-        self.host, self.port = split_host_port(host, port, self.default_port)
+        self._host, self._port = split_host_port(host, port, self.default_port)
         self.timeout = timeout
         self.source_address = source_address
         self.blocksize = blocksize
         self._create_connection = create_connection
-        self._tunnel: Tunnel | None = None
+        self._tunnel_wanted: Tunnel | None = None
         self._tunnel_opened: Tunnel | None = None  # when the present socket was opened
         self._proxy_fields: list[tuple[str, str]] | None = None
 
@@ -233,7 +246,7 @@ class HTTPConnection:
         self._head: Head | None = None
         self._body: Body | None = None
         self._reader: weakref.ref[HTTPResponse] | None = None
-        self._constant_fields = constant_fields(self.host, self.port, default_port=self.default_port)
+        self._constant_fields = constant_fields(self._host, self._port, default_port=self.default_port)
 
         self._limits = DEFAULT_LIMITS
         self._dialer: Dialer | None = None
@@ -311,6 +324,34 @@ class HTTPConnection:
         if self._state is _CLOSED:
             self._advance(_CONNECT)
 
+    @property
+    def host(self) -> str:
+        """Name or address of the server, or of the proxy if there is a tunnel.  A new one holds when it connects next.
+
+        Raises:
+            InvalidURL: It is malformed.
+        """
+        return self._host
+
+    @host.setter
+    def host(self, host: str) -> None:
+        self._host, _ = split_host_port(host, self._port, self.default_port)
+        self._renew_constant_fields()
+
+    @property
+    def port(self) -> int:
+        """TCP port.  A new one holds when it connects next."""
+        return self._port
+
+    @port.setter
+    def port(self, port: int) -> None:
+        _, self._port = split_host_port(self._host, port, self.default_port)
+        self._renew_constant_fields()
+
+    def _renew_constant_fields(self) -> None:
+        if self._tunnel_wanted is None:
+            self._constant_fields = constant_fields(self._host, self._port, default_port=self.default_port)
+
     # --- connecting -----------------------------------------------------------------------------------
 
     def set_debuglevel(self, level: int) -> None:
@@ -340,7 +381,7 @@ class HTTPConnection:
         fields = [(name, value) for name, value in (headers or {}).items()]
         for name, value in fields:
             check_field(name, value)
-        self._tunnel = Tunnel(tunnel_host, tunnel_port, fields)
+        self._tunnel_wanted = Tunnel(tunnel_host, tunnel_port, fields)
         self._constant_fields = constant_fields(tunnel_host, tunnel_port, default_port=self.default_port)
 
     def get_proxy_response_headers(self) -> HTTPMessage | None:
@@ -376,7 +417,7 @@ class HTTPConnection:
         self._deadline = deadline
         self._timeouts = timeouts
         if self._transport is not None:
-            self._transport.bound(read=timeouts.read, write=timeouts.write, deadline=deadline, what=self.host)
+            self._transport.bound(read=timeouts.read, write=timeouts.write, deadline=deadline, what=self._host)
 
     def connect(self) -> None:
         """Connect to the host given at construction, through the tunnel if there is one.
@@ -393,26 +434,58 @@ class HTTPConnection:
                 raise self._refusal(Event.CONNECT)
         if self._transport is not None:
             self._drop(CloseReason.CLIENT_CLOSE)
+        sys.audit("http.client.connect", self, self.host, self.port)  # documented
         started = self._clock()
         deadline = self._connect_deadline()
         try:
             sock = self._dial(deadline)
-            if self._tunnel is not None:
-                sock, self._proxy_fields = self._tunnel.open(
-                    sock, proxy=f"{self.host}:{self.port}", deadline=deadline, limits=self._limits, clock=self._clock
-                )
-                if self.debuglevel > 0:
-                    for name, value in self._proxy_fields:
-                        print("header:", f"{name}: {value}")
+            if self._tunnel_wanted is not None:
+                sock = self._open_tunnel(self._tunnel_wanted, sock, deadline)
             sock = self._secure(sock, deadline)
         except BaseException:
             self._advance(_FAULT)
             raise
         transport = Transport(sock, clock=self._clock) if isinstance(sock, socket.socket) else transport_for(sock)
         self._install(transport)
-        self._tunnel_opened = self._tunnel
+        self._tunnel_opened = self._tunnel_wanted
         self._opened_seconds.append(self._clock() - started)
         self._advance(_CONNECT)
+
+    def _open_tunnel(self, tunnel: Tunnel, sock: socket.socket, deadline: ConnectDeadline) -> socket.socket:
+        """Ask the proxy on a socket for a tunnel; return the socket that leads through it, or close it and raise."""
+        sock, self._proxy_fields = tunnel.open(
+            sock, proxy=f"{self._host}:{self._port}", deadline=deadline, limits=self._limits, clock=self._clock
+        )
+        if self.debuglevel > 0:
+            for name, value in self._proxy_fields:
+                print("header:", f"{name}: {value}")
+        return sock
+
+    # Private names of http.client, for subclasses with a connect() of their own, which are known to read
+    # ``if self._tunnel_host: self._tunnel()``.
+
+    @property
+    def _tunnel_host(self) -> str | None:
+        return None if self._tunnel_wanted is None else self._tunnel_wanted.host
+
+    @property
+    def _tunnel_port(self) -> int | None:
+        return None if self._tunnel_wanted is None else self._tunnel_wanted.port
+
+    @property
+    def _tunnel_headers(self) -> dict[str | bytes, FieldValue]:
+        return {} if self._tunnel_wanted is None else dict(self._tunnel_wanted.fields)
+
+    def _tunnel(self) -> None:
+        """Ask the proxy on the present socket for the tunnel; when that fails, the connection is closed."""
+        if self._tunnel_wanted is None or self._transport is None:
+            raise NotConnected("there is no tunnel to open, or no socket to open it on")
+        try:
+            self._open_tunnel(self._tunnel_wanted, self.sock, self._connect_deadline())
+        except BaseException:
+            self._drop(CloseReason.ERROR)
+            self._advance(_FAULT)
+            raise
 
     def _connect_deadline(self) -> ConnectDeadline:
         if self._timeouts is not None:
@@ -437,7 +510,7 @@ class HTTPConnection:
         self._exchanges = 0
         if self._timeouts is not None:
             transport.bound(
-                read=self._timeouts.read, write=self._timeouts.write, deadline=self._deadline, what=self.host
+                read=self._timeouts.read, write=self._timeouts.write, deadline=self._deadline, what=self._host
             )
 
     # --- sending --------------------------------------------------------------------------------------
@@ -469,6 +542,31 @@ class HTTPConnection:
         if self._has_own_steps:
             self._request_by_steps(method, url, body, headers, encode_chunked=encode_chunked)
             return
+        if body is None and not headers and self._state is _IDLE and method in BODILESS and self.debuglevel <= 0:
+            # The usual case in few steps: nothing to prepare, and an open connection.
+            transport = self._transport
+            if self._exchanges and not self._is_probed and transport is not None:
+                reason = transport.staleness()
+                if reason is not None:
+                    self._end(reason)
+                    transport = None
+            if transport is not None:
+                lines = self._constant_fields.lines
+                head = request_head(method, url or "/", (), version=self._http_vsn_str, checked_lines=lines)
+                self._advance(_REQUEST)
+                self._method = method
+                self._target = url
+                self._body_left = 0
+                self._head = self._send_fault = self._upload = None
+                self._is_probed = False
+                transport.any_sent = transport.any_received = False
+                sys.audit("http.client.send", self, head)  # documented
+                try:
+                    transport.send(head)
+                except BaseException as fault:
+                    self._sending_failed(fault)
+                    raise
+                return
         self.perform(
             prepare(
                 method,
@@ -569,7 +667,7 @@ class HTTPConnection:
 
         Raises:
             CannotSendHeader: No request has been begun.
-            ValueError: Name or value would break the request.
+            ValueError: Name or value would break the request, or it is a second Host field.
         """
         if self._state is not _REQUEST_STARTED:
             raise CannotSendHeader(self._state.name)
@@ -577,6 +675,9 @@ class HTTPConnection:
             check_field(header, part)
         value: FieldValue = values[0] if len(values) == 1 else b"\t".join(field_bytes(part) for part in values)
         check_field(header, value)
+        if lower(header) == "host" and any(lower(name) == "host" for name, _ in self._started):
+            raise ValueError("a request has one Host field, not several of them (RFC 9112 section 3.2): to give it "
+                             "yourself, begin with putrequest(..., skip_host=True)")  # fmt: skip
         self._started.append((header, value))
 
     def endheaders(self, message_body: BodySource | None = None, *, encode_chunked: bool = False) -> None:
@@ -621,6 +722,10 @@ class HTTPConnection:
         if self.debuglevel > 0:
             print("send:", repr(redacted(head)))
         try:
+            if self._has_own_send:
+                self._transmit_by_send(head, body, is_chunked=is_chunked)
+                return
+            sys.audit("http.client.send", self, head)  # documented
             transport.send(head)
             if body is not None:
                 self._send_body(transport, body, is_chunked=is_chunked)
@@ -628,8 +733,21 @@ class HTTPConnection:
             self._sending_failed(fault)
             raise
 
+    def _transmit_by_send(self, head: bytes, body: BodySource | None, *, is_chunked: bool) -> None:
+        """Send through the `send` of a subclass: it may count, log or slow down what passes."""
+        body_left, asks_first = self._body_left, self._asks_first
+        self._asks_first = False
+        self.send(head)
+        self._asks_first = asks_first
+        if body is not None:
+            for frame in frames(body, self.blocksize, is_chunked=is_chunked):
+                self.send(bytes(frame))
+        if self._upload is None or not self._upload.is_refused:
+            self._body_left = body_left  # which knows what send() was not told: what was framing and what was body
+
     def _sending_failed(self, fault: BaseException) -> None:
-        if isinstance(fault, PEER_STOPPED_READING):
+        is_body_broken = self._upload is not None and self._upload.is_body_broken
+        if isinstance(fault, PEER_STOPPED_READING) and not is_body_broken:
             # The peer may have answered before it stopped (413, 401, 408): getresponse() looks.
             self._send_fault = fault
             if self._transport is not None:
@@ -641,7 +759,12 @@ class HTTPConnection:
         """Send a body; return how many bytes of it there were."""
         upload = self._upload
         if upload is None:
-            upload = self._upload = Upload(transport, method=self._method, limits=self._limits)
+            upload = self._upload = Upload(
+                transport,
+                method=self._method,
+                limits=self._limits,
+                announce=lambda data: sys.audit("http.client.send", self, data),  # documented
+            )
         if self._asks_first:
             self._asks_first = False
             upload.await_continue(self.expect_continue_timeout, clock=self._clock)
@@ -690,11 +813,46 @@ class HTTPConnection:
             HTTPException: What came is no HTTP/1 response.
             OSError: The socket's own errors, timeouts among them.
         """
-        return self._respond(self.response_class)
+        transport = self._transport
+        if transport.__class__ is not Transport or self.response_class is not HTTPResponse or self.debuglevel > 0:
+            return self._respond(self.response_class)
+        self._advance(_GETRESPONSE)
+        assert transport is not None
+        # The usual case in few steps: a head of the usual kind that has arrived whole.
+        try:
+            data = transport.buffer or transport.more()
+            usual = usual_head(data, self._method, self._limits)
+            if usual is None or transport.at or self._body_left or self._send_fault is not None:
+                transport.buffer = data
+                return self._begin(transport, HTTPResponse)
+        except BaseException as fault:
+            if self._state is not _CLOSED:  # else _begin() has seen to it
+                self._no_response(fault)
+            raise
+        response = HTTPResponse.__new__(HTTPResponse)
+        response._transport = transport
+        response._owner = self
+        response._url = self._target
+        response._method = self._method
+        head, head_end, body_end = usual
+        self._head = response._head = head
+        self._body = response._body = body = Body(transport, head, self._limits)
+        if head_end < len(data):
+            transport.buffer = data
+            transport.at = head_end
+        if body.is_complete:
+            response._body = None
+            self._body_ended(body)
+        elif body_end > len(data):
+            transport.hold()
+        self._reader = weakref.ref(response)
+        return response
 
     def _respond(self, response_class: type[_Response]) -> _Response:
         self._advance(_GETRESPONSE)
-        transport = self._transport
+        return self._begin(self._transport, response_class)
+
+    def _begin(self, transport: Transport | None, response_class: type[_Response]) -> _Response:
         try:
             if transport is None:
                 raise NotConnected("the connection was closed")
@@ -704,6 +862,8 @@ class HTTPConnection:
             response.begin()
             self._receive_begun(response._begun, response._body)
             response._body = self._body  # none is left to read when the head was all there is
+            if self._body is not None:
+                transport.hold()
         except BaseException as fault:
             self._no_response(fault)
             raise
@@ -738,28 +898,18 @@ class HTTPConnection:
         self._target = prepared.target
         self._head = self._send_fault = self._upload = None
         transport.any_sent = transport.any_received = False
+        sys.audit("http.client.send", self, prepared.head)  # documented
         try:
             try:
                 transport.send(prepared.head)
             except PEER_STOPPED_READING as fault:
                 self._sending_failed(fault)  # it may have answered before it stopped
             data = transport.more()
-            end = data.find(b"\n\r\n") + 3
-            if end < 3 or data.find(b"\n\n", 0, end) >= 0:
+            usual = usual_head(data, method, self._limits)
+            if usual is None or usual[2] != len(data) or self._send_fault is not None:
                 transport.buffer = data
                 return self._fetch(transport)
-            head = parse_head(data[:end], method, self._limits)
-            length = head.length
-            if (
-                length is None
-                or end + length != len(data)
-                or not head.is_persistent
-                or head.status < 200
-                or self._send_fault is not None
-                or method == "CONNECT"
-            ):
-                transport.buffer = data
-                return self._fetch(transport)
+            head, end, _ = usual
         except BaseException as fault:
             if self._state is not _CLOSED:  # else _fetch() has seen to it
                 self._no_response(fault)
@@ -799,7 +949,7 @@ class HTTPConnection:
             self._body_broke(body, fault)
             raise
         self._body_ended(body)
-        return head, content, body.trailers
+        return head, content, list(body.trailers)
 
     def _receive_begun(self, head: Head, body: Body | None) -> None:
         self._head = head
@@ -834,6 +984,8 @@ class HTTPConnection:
         transport, head = self._transport, self._head
         assert transport is not None
         assert head is not None
+        if transport._held is not None:
+            transport.unhold()
         if not head.is_persistent:
             self._drop(CloseReason.SERVER_CLOSE)
             self._advance(_BODY_END_CLOSE)
@@ -904,6 +1056,8 @@ class HTTPConnection:
     def close(self) -> None:
         """Close the connection; a response that has the connection to itself can still be read."""
         reader = self._reader() if self._reader is not None else None
+        if self._head is not None and self._switches_protocol(self._head):
+            reader = None  # what speaks another protocol now belongs to the caller, who closes it here
         if self._body is not None and reader is not None and reader.will_close and not reader.isclosed():
             # http.client leaves such a connection to its response, and programs rely on it.
             self._body = self._transport = None
@@ -1023,7 +1177,7 @@ class HTTPSConnection(HTTPConnection):
         self._server_hostname: str | None = None
 
     def _secure(self, sock: socket.socket, deadline: ConnectDeadline) -> socket.socket:
-        host = self._server_hostname or (self._tunnel.host if self._tunnel is not None else self.host)
+        host = self._server_hostname or (self._tunnel_wanted.host if self._tunnel_wanted is not None else self.host)
         # The certificate names the host without its root dot and without the zone of an address.
         name = host.partition("%")[0].rstrip(".")
         return start_tls(sock, self._context, server_hostname=name, deadline=deadline)

@@ -82,7 +82,7 @@ class _Entry(weakref.ref[HTTPConnection]):
         # The connection's journal: the seconds that each opening took, and why each socket was closed.
         self.opened = conn._opened_seconds
         self.closed = conn._close_reasons
-        self.tunnel = conn._tunnel
+        self.tunnel = conn._tunnel_wanted
         self.balance = 0  # sockets opened less sockets closed, as far as they have been counted
         self.expires_at = _INFINITE
         if config.max_age is not None:
@@ -370,6 +370,7 @@ class Lender:
         if self._proxy is not None:
             conn.set_tunnel(self.host, self.port, self._proxy[2])
         conn._constant_fields = self._constant_fields
+        conn.expect_continue_timeout = self.config.expect_continue_timeout
         conn.bound(timeouts=timeouts, deadline=deadline, dialer=dialer, limits=self.config.limits, clock=self._clock)
         return conn
 
@@ -490,8 +491,10 @@ class Lender:
     def _is_untouched(self, conn: HTTPConnection, entry: _Entry) -> bool:
         """Tell whether what a borrower had in hands is still the connection that this pool opened."""
         conn.debuglevel = 0
+        conn.expect_continue_timeout = self.config.expect_continue_timeout
         transport = conn._transport
-        is_ours = entry.balance == 1 and conn._tunnel is conn._tunnel_opened is entry.tunnel
+        is_ours = entry.balance == 1 and conn._tunnel_wanted is conn._tunnel_opened is entry.tunnel
+        is_ours = is_ours and conn._constant_fields is self._constant_fields  # else host or port was changed
         return is_ours and transport is not None and transport.is_open
 
     def _settle(self, conn: HTTPConnection) -> DrainOutcome | None:

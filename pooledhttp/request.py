@@ -35,7 +35,7 @@ ONE_SEND_BYTES: Final = 65536
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 # Without a body these say so with Content-Length: 0 (RFC 9110 section 8.6).
 _BODY_EXPECTED: Final = frozenset({"PATCH", "POST", "PUT"})
-_BODILESS: Final = IDEMPOTENT - _BODY_EXPECTED
+BODILESS: Final = IDEMPOTENT - _BODY_EXPECTED
 _NO_BODY: Final = "data should be a bytes-like object or an iterable, got %r"
 # No length that fits a file has more digits than this.
 _LENGTH_DIGITS: Final = 19
@@ -109,7 +109,7 @@ def prepare(
         ValueError: Method or headers would break the request (`InvalidURL`: the target).
         TypeError: Something is of another type.
     """
-    if body is None and not headers and method in _BODILESS:
+    if body is None and not headers and method in BODILESS:
         lines = constant_fields.lines if isinstance(constant_fields, ConstantFields) else field_lines(constant_fields)
         head = request_head(method, target or "/", (), version=version, checked_lines=lines)
         return PreparedRequest(method, target, head)
@@ -139,13 +139,16 @@ def declared_length(fields: Iterable[Field]) -> int | None:
     """Return how long a body the fields of a request announce, in bytes; ``None`` with Transfer-Encoding.
 
     Raises:
-        ValueError: They contradict one another, and each server would believe another one (RFC 9112 section 6.3).
+        ValueError: They contradict one another, or the last coding is not chunked: no server could tell where the body
+            ends (RFC 9112 section 6.3).
     """
     lengths = [value for name, value in fields if lower(name) == "content-length"]
     codings = [value for name, value in fields if lower(name) == "transfer-encoding"]
     if len(lengths) + len(codings) > 1:
         raise ValueError("a request has one Content-Length or one Transfer-Encoding, not several of them")
     if codings:
+        if field_bytes(codings[0]).rpartition(b",")[2].strip(b" \t").lower() != b"chunked":
+            raise ValueError("the Transfer-Encoding of a request ends in chunked")
         return None
     if not lengths:
         return 0
@@ -259,6 +262,8 @@ def body_length(body: BodySource | None) -> int | None:
 
 
 def _check_body(body: object) -> None:
+    if isinstance(body, Mapping):
+        raise TypeError(_NO_BODY % type(body))  # it could be iterated, but nobody means its keys
     if isinstance(body, (bytes, bytearray, Iterable)) or hasattr(body, "read"):
         return
     try:
@@ -275,6 +280,8 @@ def _regular(file: object) -> io.FileIO | io.BufferedReader | io.BufferedRandom 
     """
     if type(file).__module__ == "tempfile" and type(file).__name__ == "_TemporaryFileWrapper":
         file = file.file  # type: ignore[attr-defined]  # what the wrapper is there for
+    elif type(file).__module__ == "tempfile" and type(file).__name__ == "SpooledTemporaryFile":
+        file = file._file  # type: ignore[attr-defined]  # not fileno(): that would put on the disk what is in memory
     # Exactly these types, not what inherits from them.
     raw = file.raw if type(file) is io.BufferedReader or type(file) is io.BufferedRandom else file
     if type(raw) is not io.FileIO:
@@ -293,7 +300,12 @@ def _file_length(file: object) -> int | None:
         return None
     if isinstance(regular, io.BufferedRandom):
         regular.flush()  # what has been written to it and not to the file yet is part of it
-    return max(os.fstat(regular.fileno()).st_size - regular.tell(), 0)
+    position = regular.tell()
+    length = max(os.fstat(regular.fileno()).st_size - position, 0)
+    if not length and regular.readable() and regular.read(1):
+        regular.seek(position)
+        return None  # of size 0, and yet not empty: what lies in /proc is made when it is read
+    return length
 
 
 class SizedFile:

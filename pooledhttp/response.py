@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from http.client import HTTPMessage
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
@@ -38,8 +38,11 @@ def read_head(transport: Transport, method: str, limits: Limits = DEFAULT_LIMITS
         HTTPException: What came is no HTTP/1 head, or over a limit.
         OSError: The socket's own errors, timeouts among them.
     """
+    is_persistent = True
     for _ in range(limits.interim_responses + 1):
         head = parse_head(transport.receive_head(limits), method, limits)
+        # What ends an interim head in doubt, or says that the connection closes, holds for all that follows.
+        head.is_persistent = is_persistent = is_persistent and head.is_persistent
         if head.status >= 200 or head.status == 101:
             return head
     raise InvalidResponse(f"got more than {limits.interim_responses} interim responses")
@@ -59,19 +62,18 @@ class Body:
         trailers: The fields behind a chunked body (RFC 9112 section 7.1.2); not merged into the headers.
     """
 
-    __slots__ = ("_chunk_left", "_extension_bytes", "_head", "_is_chunked", "_limits", "_transport", "is_complete",
-                 "left", "trailers")  # fmt: skip
+    # Of the class, where most bodies find them: they cost nothing to set.
+    _chunk_left = -1  # -1: the next line is the first chunk's size; 0: CRLF, then the next one's
+    _extension_bytes = 0
+    trailers: Sequence[tuple[str, str]] = ()
 
     def __init__(self, transport: Transport, head: Head, limits: Limits = DEFAULT_LIMITS) -> None:
         self._transport = transport
         self._head = head
         self._limits = limits
         self._is_chunked = head.chunked
-        self._chunk_left = -1  # -1: the next line is the first chunk's size; 0: CRLF, then the next one's
-        self._extension_bytes = 0
         self.left = head.length
         self.is_complete = head.length == 0
-        self.trailers: list[tuple[str, str]] = []
 
     def read_some(self, limit: int) -> bytes:
         """Return at least one and at most `limit` bytes; none when the body is complete.
@@ -207,7 +209,7 @@ class Body:
         while line := self._line(self._limits.line_bytes, "trailer line", may_be_missing=not self.trailers):
             if len(self.trailers) >= self._limits.fields:
                 raise InvalidResponse(f"got more than {self._limits.fields} trailers")
-            self.trailers.append(parse_trailer(line))
+            self.trailers = [*self.trailers, parse_trailer(line)]
         self.is_complete = True
         return False
 
@@ -264,7 +266,7 @@ class HTTPResponse(io.BufferedIOBase):
     """The documented response object: a head, and a body that reads like a file.
 
     It is made by `HTTPConnection.getresponse`; to read one from a socket of one's own, construct it and call
-    `begin`.
+    `begin`; that socket is left open.
 
     Args:
         sock: The socket to read from; what has only ``makefile`` and ``close`` will do.
@@ -272,6 +274,17 @@ class HTTPResponse(io.BufferedIOBase):
         method: The request's method; the answer to HEAD has no body.
         url: Where the response came from, kept for the caller.
     """
+
+    # Of the class, where most responses find them: they cost nothing to set.
+    debuglevel = 0
+    _method = "GET"
+    _limits = DEFAULT_LIMITS
+    _owner: ExchangeOwner | None = None
+    _head: Head | None = None
+    _body: Body | None = None
+    _fault: BaseException | None = None
+    _trailers: Sequence[tuple[str, str]] = ()
+    _msg: Any = None
 
     def __init__(
         self,
@@ -282,11 +295,6 @@ class HTTPResponse(io.BufferedIOBase):
     ) -> None:
         self._transport = sock if isinstance(sock, Transport) else transport_for(sock)
         self._method = method or "GET"
-        self._owner: ExchangeOwner | None = None
-        self._limits = DEFAULT_LIMITS
-        self._head: Head | None = None
-        self._body: Body | None = None
-        self._fault: BaseException | None = None
         self._url = url or ""
         self.debuglevel = debuglevel
 
@@ -320,25 +328,54 @@ class HTTPResponse(io.BufferedIOBase):
         """The protocol version: 10 for HTTP/1.0, 11 for HTTP/1.1."""
         return self._begun.version
 
+    @version.setter
+    def version(self, value: int) -> None:
+        self._begun.version = value
+
     @property
     def status(self) -> int:
         """The status code (RFC 9110 section 15)."""
         return self._begun.status
+
+    @status.setter
+    def status(self, value: int) -> None:
+        self._begun.status = value
 
     @property
     def reason(self) -> str:
         """The reason phrase; it means nothing to a program."""
         return self._begun.reason
 
+    @reason.setter
+    def reason(self, value: str) -> None:
+        self._begun.reason = value
+
     @property
     def headers(self) -> HTTPMessage:
         """The header fields, as `http.client.HTTPMessage`; built when first asked for."""
         return self._begun.message
 
+    @headers.setter
+    def headers(self, value: HTTPMessage) -> None:
+        self._begun.message = value
+
+    # Any: urllib puts the reason phrase here.
     @property
-    def msg(self) -> HTTPMessage:
-        """The header fields, by their older name."""
-        return self._begun.message
+    def msg(self) -> Any:  # noqa: ANN401  # see above
+        """The header fields, by their older name; can be set."""
+        return self._begun.message if self._msg is None else self._msg
+
+    @msg.setter
+    def msg(self, value: object) -> None:
+        self._msg = value
+
+    @property
+    def leftover(self) -> bytes:
+        """What has been received behind the head of a 101, or of a 2xx to CONNECT: it belongs to the new protocol.
+
+        Whoever goes on with `HTTPConnection.sock` has to begin with it.
+        """
+        return self._transport.buffer[self._transport.at :]
 
     @property
     def length(self) -> int | None:
@@ -360,8 +397,6 @@ class HTTPResponse(io.BufferedIOBase):
         """The fields behind a chunked body, once it has been read; they are not merged into the headers."""
         return list(self._trailers)
 
-    _trailers: list[tuple[str, str]] = []  # noqa: RUF012  # never changed: each response gets its body's own list
-
     @property
     def url(self) -> str:
         """The URL or target this response was given for."""
@@ -375,6 +410,10 @@ class HTTPResponse(io.BufferedIOBase):
     def code(self) -> int:
         """The status code, by the name that `urllib.request` uses."""
         return self.status
+
+    @code.setter
+    def code(self, value: int) -> None:
+        self.status = value
 
     def getheader(self, name: str, default: str | Iterable[str] | None = None) -> str | None:
         """Return a field's value, several joined by ``", "``.
@@ -392,7 +431,8 @@ class HTTPResponse(io.BufferedIOBase):
 
     def getheaders(self) -> list[tuple[str, str]]:
         """Return all fields as (name, value) pairs."""
-        return list(self._begun.fields)
+        head = self._begun
+        return list(head.fields if head._message is None else head._message.items())  # to which one may have added
 
     def info(self) -> HTTPMessage:
         """Return the header fields, by the name that `urllib` uses."""
@@ -408,7 +448,7 @@ class HTTPResponse(io.BufferedIOBase):
 
     # --- the body ---------------------------------------------------------------------------------
 
-    def read(self, amt: int | None = None, /) -> bytes:
+    def read(self, amt: int | None = None) -> bytes:
         """Read the rest of the body, or at most `amt` bytes of it.
 
         Args:
@@ -419,9 +459,21 @@ class HTTPResponse(io.BufferedIOBase):
             HTTPException: The framing of the body is broken.
             OSError: The socket's own errors, timeouts among them.
         """
-        body = self._open_body()
+        body = self._body
         if body is None:
+            body = self._open_body()  # raises if there was a fault
             return b""
+        if amt is None:
+            whole = self._transport.take_whole(body.left)
+            if whole is not None:  # the usual case: all of it has come along with the head
+                body.left = 0
+                body.is_complete = True
+                if self._owner is None:
+                    self._ended(body)
+                else:
+                    self._body = None
+                    self._owner._body_ended(body)
+                return whole
         with _Guard(self, body):
             if amt is None or amt < 0:
                 return body.read_all()
@@ -442,7 +494,7 @@ class HTTPResponse(io.BufferedIOBase):
             self._broke(body, fault)
         return b"".join(pieces)
 
-    def read1(self, n: int = -1, /) -> bytes:
+    def read1(self, n: int = -1) -> bytes:
         """Read at most `n` bytes with at most one receive; ``-1`` leaves the amount to us."""
         body = self._open_body()
         if body is None:
@@ -450,7 +502,7 @@ class HTTPResponse(io.BufferedIOBase):
         with _Guard(self, body):
             return body.read_some(n if n >= 0 else BODY_RECEIVE_BYTES)
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
+    def readinto(self, b: WriteableBuffer) -> int:
         """Read into a buffer until it is full or the body ends; return how many bytes.
 
         Raises:
@@ -461,7 +513,7 @@ class HTTPResponse(io.BufferedIOBase):
         body = self._open_body()
         if body is None:
             return 0
-        view = memoryview(buffer).cast("B")
+        view = memoryview(b).cast("B")
         filled = 0
         with _Guard(self, body):
             while filled < len(view):
@@ -483,7 +535,7 @@ class HTTPResponse(io.BufferedIOBase):
         with _Guard(self, body):
             return body.read_into(memoryview(buffer).cast("B"))
 
-    def readline(self, limit: int | None = -1, /) -> bytes:
+    def readline(self, limit: int | None = -1) -> bytes:
         """Read up to and with the next newline, at most `limit` bytes."""
         body = self._open_body()
         if body is None:
@@ -491,7 +543,7 @@ class HTTPResponse(io.BufferedIOBase):
         with _Guard(self, body):
             return body.read_line(-1 if limit is None else limit)
 
-    def peek(self, n: int = -1, /) -> bytes:
+    def peek(self, n: int = -1) -> bytes:
         """Return bytes of the body without taking them; at least one unless it has ended.  `n` is a hint."""
         body = self._open_body()
         if body is None:
@@ -530,7 +582,7 @@ class HTTPResponse(io.BufferedIOBase):
                 if self._owner is not None:
                     self._owner._give_up_body(body)
                 else:
-                    self._transport.close()
+                    self._transport.let_go()
         finally:
             super().close()
 
@@ -557,7 +609,7 @@ class HTTPResponse(io.BufferedIOBase):
         if self._owner is not None:
             self._owner._body_ended(body)
         else:
-            self._transport.close()
+            self._transport.let_go()
 
     def _broke(self, body: Body, fault: BaseException) -> None:
         self._fault = fault.with_traceback(None) if isinstance(fault, Exception) else OSError("reading was interrupted")
@@ -565,7 +617,7 @@ class HTTPResponse(io.BufferedIOBase):
         if self._owner is not None:
             self._owner._body_broke(body, fault)
         else:
-            self._transport.close()
+            self._transport.let_go()
 
 
 class _Guard:

@@ -15,6 +15,7 @@ never reads a byte beyond what is asked for.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import select
@@ -121,8 +122,8 @@ class Transport:
         uses_kernel_timers: Whether the kernel's timers end a wait that is bounded; else ``settimeout`` does.
     """
 
-    __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_is_bounded", "_must_arm", "_poll",
-                 "_read_limit", "_recv", "_send", "_what", "_write_limit", "any_received", "any_sent", "at",
+    __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_held", "_is_bounded", "_is_tls", "_must_arm",
+                 "_poll", "_read_limit", "_recv", "_send", "_what", "_write_limit", "any_received", "any_sent", "at",
                  "bears_cut_head", "buffer", "is_truncated", "sock", "uses_kernel_timers")  # fmt: skip
 
     def __init__(self, sock: socket.socket, *, clock: Clock = monotonic) -> None:
@@ -135,10 +136,12 @@ class Transport:
         self.bears_cut_head = False
         self._recv: Callable[[int], bytes] = sock.recv
         self._send: Callable[[bytes], int] = sock.send
-        if isinstance(sock, ssl.SSLSocket):
+        self._is_tls = isinstance(sock, ssl.SSLSocket)
+        if self._is_tls:
             # It sends all or, when time is up, does not tell how much: so a record at a time.
             self._send = lambda data: sock.send(memoryview(data)[:_RECORD_BYTES])
         self._poll: Callable[[int | None], list[tuple[int, int]]] | None = None
+        self._held: io.RawIOBase | None = None
         self._clock = clock
         self._is_bounded = False
         self._must_arm = False  # each wait has to be given its time: the kernel's timers do not know of a deadline
@@ -641,14 +644,12 @@ class Transport:
         One system call while the connection is quiet.  Readable means that the peer has ended it, reset it or
         said something that nobody asked for; only TLS has legal messages then (a session ticket).
         """
-        if self.buffer:
-            return CloseReason.LEFTOVER
         poll = self._poll
         if poll is None:
             poll = self._poll = _make_poll(self.sock, _READABLE)
-        if not poll(0) and not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
+        if not poll(0) and not self.buffer and not (self._is_tls and self.sock.pending()):  # type: ignore[attr-defined]
             return None
-        return self._what_arrived()
+        return CloseReason.LEFTOVER if self.buffer else self._what_arrived()
 
     def _what_arrived(self) -> CloseReason | None:
         sock = self.sock
@@ -685,10 +686,31 @@ class Transport:
         """Return the socket's descriptor."""
         return self.sock.fileno()
 
+    def hold(self) -> None:
+        """Keep the descriptor open although somebody closes the socket, until `unhold` or `close`.
+
+        As a file made of a socket does: urllib closes the socket of a response that it goes on reading.
+        """
+        if self._held is None and isinstance(self.sock, socket.socket):
+            self._held = self.sock.makefile("rb", buffering=0)
+
+    def unhold(self) -> None:
+        """Let a socket that somebody has closed be closed now."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
+
+    def let_go(self) -> None:
+        """End with the socket without closing it: it belongs to somebody else."""
+        self.buffer = b""
+        self.at = 0
+
     def close(self) -> None:
         """Close the socket; without TLS close_notify, which could block."""
         self.buffer = b""
         self.at = 0
+        if self._held is not None:
+            self.unhold()
         self.sock.close()
 
 
@@ -706,6 +728,7 @@ class FileTransport(Transport):
     def __init__(self, sock: ForeignSocket) -> None:
         self._foreign = sock
         self._file: ReadableFile | None = None
+        self._held = None
         self.buffer = b""
         self.at = 0
         self.any_sent = False
@@ -807,10 +830,17 @@ class FileTransport(Transport):
             raise OSError("this socket has no descriptor")
         return int(fileno())
 
-    def close(self) -> None:
-        """Close the file and the socket."""
+    def hold(self) -> None:
+        """Do nothing: the file that is read keeps the socket open."""
+
+    def let_go(self) -> None:
+        """Close the file, not the socket."""
         if self._file is not None:
             self._file.close()
+
+    def close(self) -> None:
+        """Close the file and the socket."""
+        self.let_go()
         self._foreign.close()
 
 

@@ -26,21 +26,19 @@ class Tunnel:
     Args:
         host: The host behind the proxy.
         port: Its port.
-        fields: Sent to the proxy with CONNECT.
+        fields: Sent to the proxy with CONNECT; Host is added if it is not among them.
     """
 
     def __init__(self, host: str, port: int, fields: list[Field]) -> None:
         self.host = host
         self.port = port
         self._authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._fields = fields
+        has_host = any(lower(name) == "host" for name, _ in fields)
+        self.fields = list(fields) if has_host else [("Host", self._authority), *fields]
 
     def request(self) -> bytes:
         """Return the CONNECT request (RFC 9112 section 3.2.3)."""
-        fields = list(self._fields)
-        if all(lower(name) != "host" for name, _ in fields):
-            fields.insert(0, ("Host", self._authority))
-        return request_head("CONNECT", self._authority, fields)
+        return request_head("CONNECT", self._authority, self.fields)
 
     def open(
         self, sock: socket.socket, *, proxy: str, deadline: ConnectDeadline, limits: Limits, clock: Clock

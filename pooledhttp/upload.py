@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from .errors import HTTPException, RemoteDisconnected
+from .errors import HTTPException, InvalidResponse, RemoteDisconnected
 from .request import BodySource, SizedFile, blocks
 from .timeouts import Clock, Deadline
 from .transport import Transport
@@ -28,6 +29,36 @@ _SENDFILE_BYTES: Final = 1 << 24
 _NO_SENDFILE: Final = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTSOCK, errno.EOVERFLOW}
 
 
+def frames(body: BodySource, blocksize: int, *, is_chunked: bool) -> Iterator[bytes | memoryview]:
+    """Yield a body as it stands on the wire, in the blocks in which it is sent.
+
+    Args:
+        body: What `request.blocks` takes.
+        blocksize: Bytes to read at once from a file.
+        is_chunked: Whether to put it into chunks (RFC 9112 section 7.1).
+
+    Raises:
+        TypeError: It is no body.
+    """
+    for block in blocks(body, blocksize):
+        view = memoryview(block)
+        if not view.c_contiguous:
+            view = memoryview(view.tobytes())  # a slice with gaps; nothing but a copy has none
+        view = view.cast("B")
+        if not view.nbytes:
+            continue  # an empty chunk would end the body
+        if not is_chunked:
+            yield view
+        elif view.nbytes <= _COPIED_BYTES:
+            yield b"".join((b"%X\r\n" % view.nbytes, view, b"\r\n"))
+        else:
+            yield b"%X\r\n" % view.nbytes
+            yield view
+            yield b"\r\n"
+    if is_chunked:
+        yield b"0\r\n\r\n"
+
+
 class Upload:
     """One body on its way.
 
@@ -35,18 +66,24 @@ class Upload:
         transport: Where it goes.
         method: The request's method.
         limits: How much the peer may say meanwhile.
+        announce: Called with all that is about to be sent, a block or a file.
 
     Attributes:
         is_refused: Whether something arrived that makes the rest of the body pointless; nothing is sent any more.
+        is_body_broken: Whether what failed was the body itself: its error may look like one of the connection.
     """
 
-    def __init__(self, transport: Transport, *, method: str, limits: Limits) -> None:
+    def __init__(
+        self, transport: Transport, *, method: str, limits: Limits, announce: Callable[[object], None]
+    ) -> None:
         self._transport = transport
+        self._announce = announce
         self._method = method
         self._limits = limits
         self._is_listening = transport.can_listen
         self._interim_responses = 0
         self.is_refused = False
+        self.is_body_broken = False
 
     def await_continue(self, seconds: float, *, clock: Clock) -> None:
         """Wait for ``100 Continue`` (RFC 9110 section 10.1.1); any final answer instead refuses the body.
@@ -61,7 +98,7 @@ class Upload:
             OSError: The socket's own errors.
         """
         transport = self._transport
-        if not self._is_listening:
+        if not self._is_listening or not seconds:
             return
         _, _, total = transport.limits
         deadline = Deadline(seconds, what="100 Continue", clock=clock)
@@ -90,7 +127,7 @@ class Upload:
             is_chunked: Whether to put it into chunks (RFC 9112 section 7.1).
 
         Returns:
-            How many bytes of it were sent, less their framing.
+            How many bytes were sent.
 
         Raises:
             TypeError: It is no body.
@@ -102,24 +139,22 @@ class Upload:
             if sent is not None:
                 return sent
         sent = 0
-        for block in blocks(body, blocksize):
-            view = memoryview(block).cast("B")
-            if not view.nbytes:
-                continue  # an empty chunk would end the body
-            if not is_chunked:
-                self._send(view)
-            elif view.nbytes <= _COPIED_BYTES:
-                self._send(memoryview(b"".join((b"%X\r\n" % view.nbytes, view, b"\r\n"))))
-            else:
-                self._send(memoryview(b"%X\r\n" % view.nbytes))
-                self._send(view)
-                self._send(memoryview(b"\r\n"))
+        for frame in self._watched(frames(body, blocksize, is_chunked=is_chunked)):
+            self._announce(frame)
+            self._send(memoryview(frame))
             if self.is_refused:
-                return sent
-            sent += view.nbytes
-        if is_chunked:
-            self._send(memoryview(b"0\r\n\r\n"))
+                break
+            sent += len(frame)
         return sent
+
+    def _watched(self, body: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        try:
+            yield from body
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.is_body_broken = True
+            raise
 
     def _send(self, data: memoryview) -> None:
         transport = self._transport
@@ -138,6 +173,7 @@ class Upload:
         if file.descriptor is None or not transport.can_send_files:
             return None
         sent = 0
+        self._announce(file)
         was_blocking = transport.set_blocking(is_blocking=False)  # sendfile has no MSG_DONTWAIT
         try:
             while sent < file.length and not self.is_refused:
@@ -188,15 +224,15 @@ class Upload:
                     # Under 300 the body may well be wanted: some servers answer while they read.
                     self.is_refused = is_awaited or head.status >= 300 or head.status == 101
                     return True
-                if self._interim_responses >= limits.interim_responses:
-                    self._is_listening = False
-                    self.is_refused = True
-                    return True
                 self._interim_responses += 1
+                if self._interim_responses > limits.interim_responses:
+                    raise InvalidResponse(f"got more than {limits.interim_responses} interim responses")
                 transport.take(end)
                 if is_awaited and head.status == 100:
                     return True
         except HTTPException:
+            if self._interim_responses > limits.interim_responses:
+                raise  # those before were taken, and nobody would find so many again
             # No answer at all: whoever reads the response finds the same bytes and raises.
             self._is_listening = False
             self.is_refused = True

@@ -57,16 +57,20 @@ _STATUS_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*+))?"
 _match_status_line = re.compile(_STATUS_LINE).fullmatch
 _REST_OF_LINE = rb"[\t -~\x80-\xff]*+\r\n"
 _FRAMING_NAMES = rb"content-length|transfer-encoding|connection|keep-alive|proxy-connection"
-# The usual head: well formed, with at most one Content-Length, a plain number (group 5), and no other field that tells
-# about framing but ``Connection: keep-alive``.  Each line fits one alternative only, so that a failure is found in
-# linear time.  No group stands inside of a possessive repetition: Python 3.11 loses count of such groups (SystemError).
-_match_usual_head = re.compile(
-    _STATUS_LINE + rb"\r\n((?:"
-    rb"(?![CcTtKkPp])" + _TOKEN + rb"++:" + _REST_OF_LINE + rb"|"
-    rb"[Cc]ontent-[Ll]ength:(?(5)(?!))[ \t]*+([0-9]{1,19})[ \t]*+\r\n|"
+# The usual head, in front of whatever follows it: well formed, of a status that has a body, with one Content-Length, a
+# plain number (group 4), and no other field about framing but ``Connection: keep-alive``.  Each line fits only one
+# alternative, so that a failure is found in linear time.  No group stands inside of a possessive repetition: Python
+# 3.11 loses count of such groups (SystemError).
+_OTHER_LINES = (
+    rb"(?:[!#$%&'*+\-.^_`|~0-9ABD-JL-OQ-SU-Zabd-jl-oq-su-z]" + _TOKEN + rb"*+:" + _REST_OF_LINE + rb"|"
+    rb"[Cc](?!(?i:onnection|ontent-length):)" + _TOKEN + rb"*+:" + _REST_OF_LINE + rb"|"
     rb"[Cc]onnection: keep-alive\r\n|"
-    rb"(?!(?i:" + _FRAMING_NAMES + rb"):)(?=[CcTtKkPp])" + _TOKEN + rb"++:" + _REST_OF_LINE + rb")*)\r\n"
-).fullmatch  # fmt: skip
+    rb"[KkPpTt](?!(?i:eep-alive|roxy-connection|ransfer-encoding):)" + _TOKEN + rb"*+:" + _REST_OF_LINE + rb")*+"
+)  # fmt: skip
+_match_usual_head = re.compile(
+    rb"HTTP/1\.1 (?!204|304)([2-9][0-9]{2})(?: ([\t -~\x80-\xff]*+))?\r\n"
+    rb"(" + _OTHER_LINES + rb"[Cc]ontent-[Ll]ength:[ \t]*+([0-9]{1,19})[ \t]*+\r\n" + _OTHER_LINES + rb")\r\n"
+).match
 _match_head = re.compile(
     _STATUS_LINE + rb"\r\n((?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+)\r\n",
 ).fullmatch
@@ -89,25 +93,28 @@ class Head:
         keep_alive: The value of the Keep-Alive field (``b"timeout=5, max=100"``), or ``None``.
     """
 
-    __slots__ = ("_block", "_fields", "_message", "_reason", "chunked", "is_persistent", "keep_alive", "length",
-                 "status", "version")  # fmt: skip
+    # Of the class, where the usual head finds them: they cost nothing to set.
+    version = 11
+    length: int | None = None
+    chunked = False
+    is_persistent = True
+    keep_alive: bytes | None = None
+    _fields: list[tuple[str, str]] | None = None
+    _message: HTTPMessage | None = None
 
-    def __init__(self, version: int, status: int, reason: bytes | None, block: bytes) -> None:
-        self.version = version
+    def __init__(self, status: int, reason: bytes | None, block: bytes) -> None:
         self.status = status
-        self.length: int | None = None
-        self.chunked = False
-        self.is_persistent = version == 11
-        self.keep_alive: bytes | None = None
         self._reason = reason
         self._block = block
-        self._fields: list[tuple[str, str]] | None = None
-        self._message: HTTPMessage | None = None
 
     @property
     def reason(self) -> str:
         """The reason phrase; it means nothing to a program."""
         return self._reason.decode("latin-1").strip() if self._reason else ""
+
+    @reason.setter
+    def reason(self, value: str) -> None:
+        self._reason = value.encode("latin-1")
 
     @property
     def fields(self) -> list[tuple[str, str]]:
@@ -123,8 +130,14 @@ class Head:
             self._message = to_message(self.fields)
         return self._message
 
+    @message.setter
+    def message(self, value: HTTPMessage) -> None:
+        self._message = value
+
     def get(self, name: str) -> str | None:
         """Return the value of a field, several joined by ``", "`` (RFC 9110 section 5.3), or ``None``."""
+        if self._message is not None:  # to which the caller may have added
+            return ", ".join(self._message.get_all(name, ())) or self._message.get(name)
         wanted = name.lower()
         values = [value for field, value in self.fields if field.lower() == wanted]
         return ", ".join(values) if values else None
@@ -204,30 +217,20 @@ def parse_head(head: bytes, method: str, limits: Limits = DEFAULT_LIMITS) -> Hea
         LineTooLong: A line is over the limit.
         InvalidResponse: Too many fields, a malformed one, or contradicting lengths.
     """
-    match = _match_usual_head(head)
-    if (
-        match is not None
-        and len(head) <= limits.line_bytes <= limits.head_bytes
-        and (len(head) <= 4 * limits.fields or head.count(b"\n") <= limits.fields + 2)
-        and method not in _METHODS_WITH_ODD_BODIES
-        and (length := match[5]) is not None
-        and match[1] == b"1"
-        and (code := match[2]) not in _BODILESS
-    ):
-        parsed = Head(11, int(code), match[3], match[4])
-        parsed.length = int(length)
-        return parsed
     match = _match_head(head)
     if match is not None and len(head) <= limits.line_bytes <= limits.head_bytes:
         minor, code, reason, block = match.groups()
-        parsed = Head(11 if minor == b"1" else 10, int(code), reason, block)
+        parsed = Head(int(code), reason, block)
+        if minor == b"0":
+            parsed.version = 10
         # A field takes four bytes at least, so a short head need not be counted.
         if len(block) > 4 * limits.fields and block.count(b"\n") > limits.fields:
             raise InvalidResponse(f"got more than {limits.fields} headers")
         _decide_framing(parsed, head.lower(), method)
         return parsed
     version, status, reason, block, is_clean = _read_leniently(head, limits)
-    parsed = Head(version, status, reason, block)
+    parsed = Head(status, reason, block)
+    parsed.version = version
     if block.count(b"\n") > limits.fields:
         raise InvalidResponse(f"got more than {limits.fields} headers")
     # The newline in front makes the first field findable like the others.
@@ -237,10 +240,38 @@ def parse_head(head: bytes, method: str, limits: Limits = DEFAULT_LIMITS) -> Hea
     return parsed
 
 
+def usual_head(received: bytes, method: str, limits: Limits = DEFAULT_LIMITS) -> tuple[Head, int, int] | None:
+    """Parse the head that stands in front of what has been received, if it is whole and of the usual kind.
+
+    It takes one pass where finding the end, cutting the head out and `parse_head` take several; what it returns is what
+    they would return.
+
+    Args:
+        received: From the status line on, with whatever has come behind the head.
+        method: The method of the request.
+        limits: What is too much.
+
+    Returns:
+        The head, the offset behind it and the one behind its body; or ``None``: then let `parse_head` decide.
+    """
+    match = _match_usual_head(received)
+    if match is None or method in _METHODS_WITH_ODD_BODIES:
+        return None
+    end = match.end()
+    # A field takes four bytes at least, so a short head need not be counted.
+    if end > 4 * limits.fields and match[3].count(b"\n") > limits.fields:
+        return None
+    if not end <= limits.line_bytes <= limits.head_bytes:
+        return None
+    code, reason, block, length = match.groups()
+    head = Head(int(code), reason, block)
+    head.length = size = int(length)
+    return head, end, end + size
+
+
 _find_framing = re.compile(rb"\n(" + _FRAMING_NAMES + rb"):[ \t]*([^\r\n]*)").findall
 # Whose responses may have no body, or of whatever length.
 _METHODS_WITH_ODD_BODIES = frozenset({"HEAD", "CONNECT"})
-_BODILESS = frozenset({b"204", b"304", *(b"%d" % status for status in range(100, 200))})
 
 
 def _decide_framing(head: Head, lowered: bytes, method: str) -> None:
@@ -259,7 +290,7 @@ def _decide_framing(head: Head, lowered: bytes, method: str) -> None:
         else:
             proxy_connection = value
 
-    if head.version == 10:
+    if head.version != 11:
         options = _members(connection or proxy_connection or b"")
         head.is_persistent = b"keep-alive" in options and b"close" not in options
     elif connection is not None and b"close" in connection and b"close" in _members(connection):
@@ -323,6 +354,8 @@ def _read_leniently(head: bytes, limits: Limits) -> tuple[int, int, bytes, bytes
     if len(status_line) > limits.line_bytes:
         raise LineTooLong("status line")
     version, status, reason = _status_line(status_line.removesuffix(b"\r"))
+    if not status_line.endswith(b"\r") or lines[-2:-1] != [b"\r"]:
+        is_clean = False  # a bare LF, as below
     for raw in lines[:-2]:  # behind the fields stand the blank line and what split() leaves behind it
         line = raw.removesuffix(b"\r")
         if len(raw) > limits.line_bytes:
@@ -408,7 +441,7 @@ def parse_trailer(line: bytes) -> tuple[str, str]:
         InvalidResponse: It is not a field line.
     """
     name, colon, value = line.partition(b":")
-    if not colon or not _match_token(name) or b"\0" in value or b"\r" in value:
+    if not colon or not _match_token(name) or not _is_plain(value):
         raise InvalidResponse(f"malformed trailer line: {_excerpt(line)}")
     return name.decode("latin-1"), value.decode("latin-1").strip(" \t")
 

@@ -38,6 +38,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "drain_bytes": 65536,
         "drain_seconds": 0.05,
         "resend_stale": True,
+        "expect_continue_timeout": 1.0,
         "source_address": None,
         "proxy": None,
         "proxy_headers": {},
@@ -75,6 +76,7 @@ GOOD: list[tuple[str, object]] = [
     ("drain_bytes", 0),
     ("drain_seconds", 0),
     ("resend_stale", False),
+    ("expect_continue_timeout", 0),
     ("source_address", ("127.0.0.1", 0)),
     ("source_address", (("127.0.0.1", 0), ("::1", 0))),
     ("proxy", "http://user:password@proxy:3128/"),
@@ -120,6 +122,8 @@ BAD: list[tuple[str, object, type[Exception]]] = [
     *[("probe_after", value, TypeError) for value in (None, "5", True)],
     *[("drain_seconds", value, ValueError) for value in (-1, math.nan, math.inf)],
     *[("drain_seconds", value, TypeError) for value in (None, "5", True)],
+    *[("expect_continue_timeout", value, ValueError) for value in (-1, math.nan, math.inf)],
+    *[("expect_continue_timeout", value, TypeError) for value in (None, "5", True)],
     *[("resend_stale", value, TypeError) for value in (None, "no", 0)],
     *[
         ("source_address", value, ValueError)

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import io
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,7 @@ from pooledhttp.testing import (
     Trickle,
 )
 from pooledhttp.timeouts import Deadline
+from pooledhttp.transport import Transport
 from pooledhttp.wire import Limits
 
 BOUND = 10.0
@@ -818,7 +820,7 @@ def test_request_on_a_connection_that_was_reset_while_idle_is_known_to_be_unsent
     scripted_server: ServerFactory, audit: ResourceAudit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reset arrives behind the look at the idle connection, which sees nothing here."""
-    monkeypatch.setattr(HTTPConnection, "staleness", lambda _: None)
+    monkeypatch.setattr(Transport, "staleness", lambda _: None)
     server = scripted_server([ExpectHead(), Respond(body=b"hello"), Reset()], default=ANSWERS)
     conn = connection_to(server)
     conn.request("GET", "/first")
@@ -959,7 +961,7 @@ def test_interrupted_wait_for_the_response_closes_the_connection(
     conn = connection_to(server)
     conn.request("GET", "/first")
     with monkeypatch.context() as patched:
-        patched.setattr(type(conn._transport), "receive_head", interrupt)
+        patched.setattr(Transport, "more", interrupt)
         with pytest.raises(KeyboardInterrupt):
             conn.getresponse()
     assert conn.state is State.CLOSED
@@ -998,6 +1000,7 @@ def test_answer_is_fetched_whole(case: str, piece: int | None, scripted_server: 
     if "left over" not in case or piece is None:  # split, the rest may come behind the end: then the probe finds it
         assert conn.state is state
     if conn.state is State.IDLE and "left over" in case:
+        assert select.select([conn.sock], [], [], BOUND)[0]
         assert conn.staleness() is not None
         conn.close()
     finish(conn)

@@ -408,28 +408,28 @@ def test_response_can_be_read_from_a_socket_of_ones_own(scripted_server: ServerF
         assert response.isclosed()
 
 
-def test_response_from_a_socket_of_ones_own_is_closed_with_its_socket(scripted_server: ServerFactory) -> None:
+def test_response_from_a_socket_of_ones_own_leaves_it_open(scripted_server: ServerFactory) -> None:
     server = serve(scripted_server, LENGTH)
-    sock = socket.create_connection(server.address, timeout=BOUND)
-    sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    response = HTTPResponse(sock)
-    response.begin()
-    response.close()
-    response.close()
-    assert response.closed
-    assert sock.fileno() == -1
+    with socket.create_connection(server.address, timeout=BOUND) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        response = HTTPResponse(sock)
+        response.begin()
+        response.close()
+        response.close()
+        assert response.closed
+        assert sock.fileno() >= 0
 
 
-def test_truncated_response_from_a_socket_of_ones_own_closes_it(scripted_server: ServerFactory) -> None:
+def test_truncated_response_from_a_socket_of_ones_own_leaves_it_open(scripted_server: ServerFactory) -> None:
     server = scripted_server([ExpectHead(), Send(LENGTH[:-1]), Close()])
-    sock = socket.create_connection(server.address, timeout=BOUND)
-    sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    response = HTTPResponse(sock)
-    response.begin()
-    with pytest.raises(IncompleteRead):
-        response.read()
-    assert response.is_broken
-    assert sock.fileno() == -1
+    with socket.create_connection(server.address, timeout=BOUND) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        response = HTTPResponse(sock)
+        response.begin()
+        with pytest.raises(IncompleteRead):
+            response.read()
+        assert response.is_broken
+        assert sock.fileno() >= 0
 
 
 # --- no body ----------------------------------------------------------------------------------------------------------
