@@ -557,8 +557,13 @@ def test_head_that_cannot_become_a_good_one_is_refused(
 @contextlib.contextmanager
 def probed(open_transport: Opener, *steps: Callable[[Peer], None], way: str = "kernel timers") -> Iterator[Transport]:
     """Open a transport, let the peer play its steps, and wait until what it did can be seen here."""
-    done = threading.Event()
-    transport = open_transport([*steps, Signal(done), KeepOpen()], way)
+    is_connected, done = threading.Event(), threading.Event()
+
+    def await_connection(_: Peer) -> None:
+        assert is_connected.wait(BOUND)  # else connect() may see the reset already
+
+    transport = open_transport([await_connection, *steps, Signal(done), KeepOpen()], way)
+    is_connected.set()
     assert done.wait(BOUND)
     yield transport
 
