@@ -1,4 +1,4 @@
-"""Writes `docs/states.md` from the table in `pooledhttp/conn.py`: ``python docs/state_diagram.py``.
+"""Writes `docs/states.md` from the table in `pooledhttp/states.py`: ``python docs/state_diagram.py``.
 
 The table is the truth and the picture is made from it, so that they cannot differ; `tests/test_docs.py` compares them.
 """  # noqa: INP001  # a script beside the pages that it writes, not a package
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pooledhttp.conn import TRANSITIONS, State
+from pooledhttp.states import TRANSITIONS, State
 
 PAGE = Path(__file__).with_name("states.md")
 
 _TEXT = """\
 # The states of a connection
 
-Made by `python docs/state_diagram.py` from `TRANSITIONS` in `pooledhttp/conn.py`; a change belongs there.
+Made by `python docs/state_diagram.py` from `TRANSITIONS` in `pooledhttp/states.py`; a change belongs there.
 
 An arrow is a pair of a state and an event. A pair without an arrow is an error, raised before a byte is written:
 that is how a second request before the first response is read gets refused.

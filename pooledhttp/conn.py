@@ -1,9 +1,7 @@
 """One connection, one exchange at a time: `HTTPConnection` and `HTTPSConnection`, as documented for httplib.
 
-The rule of the whole package stands in `TRANSITIONS`, a literal table: it is the state diagram of ``http.client``
-less the two states in which a second request goes out before the first response is read.  A pair that is missing
-from the table *is* the error, raised before a byte is written.  `HTTPConnection._advance` is the only writer of the
-state.
+The rule of the whole package stands in `states.TRANSITIONS`: whatever is missing from that table is an error, raised
+before a byte is written.  `HTTPConnection._advance` is the only writer of the state.
 
 A connection knows nothing of pools.  It keeps a journal (what it opened, why it closed) that whoever lends it may
 read; its limits come from `timeout`, as documented, or are laid on it by `bound`.
@@ -18,8 +16,6 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
-from enum import IntEnum
 from http.client import HTTP_PORT, HTTPS_PORT, HTTPMessage
 from typing import Any, Final, TypeVar, cast
 
@@ -65,6 +61,26 @@ from .request import (
     without_userinfo,
 )
 from .response import Body, HTTPResponse, read_head
+from .states import (
+    BODY_END,
+    BODY_END_CLOSE,
+    CLOSE,
+    CLOSED,
+    CONNECT,
+    ENDHEADERS,
+    EXCHANGE,
+    FAULT,
+    GETRESPONSE,
+    IDLE,
+    PUTREQUEST,
+    REQUEST,
+    REQUEST_SENT,
+    REQUEST_STARTED,
+    UNREAD_RESPONSE,
+    Event,
+    Moves,
+    State,
+)
 from .stats import CloseReason
 from .timeouts import Clock, ConnectDeadline, Deadline, Timeout, check_seconds, monotonic
 from .transport import FileTransport, ForeignSocket, Transport, transport_for
@@ -82,73 +98,6 @@ from .wire import (
     to_message,
     usual_head,
 )
-
-
-class State(IntEnum):
-    """Where a connection stands in its exchange."""
-
-    CLOSED = 0
-    IDLE = 1
-    REQUEST_STARTED = 2
-    REQUEST_SENT = 3
-    UNREAD_RESPONSE = 4
-
-
-class Event(IntEnum):
-    """What can happen to a connection."""
-
-    CONNECT = 0
-    PUTREQUEST = 1
-    ENDHEADERS = 2
-    GETRESPONSE = 3
-    BODY_END = 4  # complete, and the connection may serve another request
-    BODY_END_CLOSE = 5  # complete, but it may not
-    FAULT = 6
-    CLOSE = 7
-
-
-TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
-    (State.CLOSED, Event.CONNECT): State.IDLE,
-    (State.CLOSED, Event.PUTREQUEST): State.REQUEST_STARTED,  # it connects when the request is sent
-    (State.IDLE, Event.CONNECT): State.IDLE,  # connects anew
-    (State.IDLE, Event.PUTREQUEST): State.REQUEST_STARTED,
-    (State.REQUEST_STARTED, Event.CONNECT): State.REQUEST_STARTED,
-    (State.REQUEST_STARTED, Event.ENDHEADERS): State.REQUEST_SENT,
-    (State.REQUEST_SENT, Event.GETRESPONSE): State.UNREAD_RESPONSE,
-    (State.UNREAD_RESPONSE, Event.BODY_END): State.IDLE,
-    (State.UNREAD_RESPONSE, Event.BODY_END_CLOSE): State.CLOSED,
-    (State.CLOSED, Event.FAULT): State.CLOSED,  # it was closed under the call that failed
-    (State.IDLE, Event.FAULT): State.CLOSED,
-    (State.REQUEST_STARTED, Event.FAULT): State.CLOSED,
-    (State.REQUEST_SENT, Event.FAULT): State.CLOSED,
-    (State.UNREAD_RESPONSE, Event.FAULT): State.CLOSED,
-    (State.CLOSED, Event.CLOSE): State.CLOSED,
-    (State.IDLE, Event.CLOSE): State.CLOSED,
-    (State.REQUEST_STARTED, Event.CLOSE): State.CLOSED,
-    (State.REQUEST_SENT, Event.CLOSE): State.CLOSED,
-    (State.UNREAD_RESPONSE, Event.CLOSE): State.CLOSED,
-}
-
-
-class _Moves(dict[State, State]):
-    """The table's column for an event: from each state to the one that follows."""
-
-    def __init__(self, event: Event) -> None:
-        super().__init__({state: following for (state, of), following in TRANSITIONS.items() if of is event})
-        self.event = event
-
-
-# Read once here: an attribute of an Enum class costs more than the look-up it is for.
-_CLOSED, _IDLE, _REQUEST_STARTED, _REQUEST_SENT, _UNREAD_RESPONSE = State
-_CONNECT, _PUTREQUEST, _ENDHEADERS, _GETRESPONSE, _BODY_END, _BODY_END_CLOSE, _FAULT, _CLOSE = map(_Moves, Event)
-# A whole request on an open connection is both events in one.
-_REQUEST = _Moves(Event.PUTREQUEST)
-_REQUEST.update({state: _ENDHEADERS[following] for state, following in _PUTREQUEST.items()})
-del _REQUEST[_CLOSED]  # it has to connect in between
-# A whole exchange begins with three in one.
-_EXCHANGE = _Moves(Event.PUTREQUEST)
-_EXCHANGE.clear()
-_EXCHANGE.update({state: _GETRESPONSE[following] for state, following in _REQUEST.items()})
 
 # How sending fails when the peer reads no more; it may have answered before.
 PEER_STOPPED_READING: Final = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, ssl.SSLEOFError)
@@ -231,7 +180,7 @@ class HTTPConnection:
         self._tunnel_opened: Tunnel | None = None  # when the present socket was opened
         self._proxy_fields: list[tuple[str, str]] | None = None
 
-        self._state = _CLOSED
+        self._state = CLOSED
         # Guards the state alone, for the length of a look-up: two threads cannot both begin a request.
         self._guard = threading.Lock()
         self._transport: Transport | None = None
@@ -262,7 +211,7 @@ class HTTPConnection:
 
     # --- the state ----------------------------------------------------------------------------------
 
-    def _advance(self, moves: _Moves) -> None:
+    def _advance(self, moves: Moves) -> None:
         """Write the state: the only place that does."""
         with self._guard:
             following = moves.get(self._state)
@@ -278,7 +227,7 @@ class HTTPConnection:
         if event is Event.ENDHEADERS:
             return CannotSendHeader(state.name)
         if event in {Event.PUTREQUEST, Event.CONNECT}:
-            if state is _UNREAD_RESPONSE:
+            if state is UNREAD_RESPONSE:
                 return self._unread()
             return CannotSendRequest(state.name)
         return ImproperConnectionState(f"{event.name} in {state.name}")
@@ -303,7 +252,7 @@ class HTTPConnection:
         if transport is None:
             return None
         if (
-            self._state is _UNREAD_RESPONSE
+            self._state is UNREAD_RESPONSE
             and head is not None
             and not head.is_persistent
             and not self._switches_protocol(head)
@@ -318,11 +267,11 @@ class HTTPConnection:
                 self._close_reasons.append(CloseReason.CLIENT_CLOSE)
             self._transport = None
             self._body = None  # its response, if somebody still reads it, has the socket to itself
-            self._advance(_CLOSE)
+            self._advance(CLOSE)
             return
         self._install(transport_for(sock, clock=self._clock))
-        if self._state is _CLOSED:
-            self._advance(_CONNECT)
+        if self._state is CLOSED:
+            self._advance(CONNECT)
 
     @property
     def host(self) -> str:
@@ -430,7 +379,7 @@ class HTTPConnection:
             ssl.SSLError: The TLS handshake failed.
         """
         with self._guard:
-            if self._state not in _CONNECT:
+            if self._state not in CONNECT:
                 raise self._refusal(Event.CONNECT)
         if self._transport is not None:
             self._drop(CloseReason.CLIENT_CLOSE)
@@ -443,13 +392,13 @@ class HTTPConnection:
                 sock = self._open_tunnel(self._tunnel_wanted, sock, deadline)
             sock = self._secure(sock, deadline)
         except BaseException:
-            self._advance(_FAULT)
+            self._advance(FAULT)
             raise
         transport = Transport(sock, clock=self._clock) if isinstance(sock, socket.socket) else transport_for(sock)
         self._install(transport)
         self._tunnel_opened = self._tunnel_wanted
         self._opened_seconds.append(self._clock() - started)
-        self._advance(_CONNECT)
+        self._advance(CONNECT)
 
     def _open_tunnel(self, tunnel: Tunnel, sock: socket.socket, deadline: ConnectDeadline) -> socket.socket:
         """Ask the proxy on a socket for a tunnel; return the socket that leads through it, or close it and raise."""
@@ -484,7 +433,7 @@ class HTTPConnection:
             self._open_tunnel(self._tunnel_wanted, self.sock, self._connect_deadline())
         except BaseException:
             self._drop(CloseReason.ERROR)
-            self._advance(_FAULT)
+            self._advance(FAULT)
             raise
 
     def _connect_deadline(self) -> ConnectDeadline:
@@ -542,7 +491,7 @@ class HTTPConnection:
         if self._has_own_steps:
             self._request_by_steps(method, url, body, headers, encode_chunked=encode_chunked)
             return
-        if body is None and not headers and self._state is _IDLE and method in BODILESS and self.debuglevel <= 0:
+        if body is None and not headers and self._state is IDLE and method in BODILESS and self.debuglevel <= 0:
             # The usual case in few steps: nothing to prepare, and an open connection.
             transport = self._transport
             if self._exchanges and not self._is_probed and transport is not None:
@@ -553,7 +502,7 @@ class HTTPConnection:
             if transport is not None:
                 lines = self._constant_fields.lines
                 head = request_head(method, url or "/", (), version=self._http_vsn_str, checked_lines=lines)
-                self._advance(_REQUEST)
+                self._advance(REQUEST)
                 self._method = method
                 self._target = url
                 self._body_left = 0
@@ -591,9 +540,9 @@ class HTTPConnection:
             self._close_if_stale()
         self._is_probed = False
         if self._transport is None:
-            self._advance(_PUTREQUEST)
+            self._advance(PUTREQUEST)
         else:
-            self._advance(_REQUEST)
+            self._advance(REQUEST)
         self._method = prepared.method
         self._target = prepared.target
         self._body_left = 0 if prepared.is_exact else -1
@@ -602,7 +551,7 @@ class HTTPConnection:
 
     def _close_if_stale(self) -> None:
         """Close an idle connection that the peer has ended or spoken on: its next answer would be somebody else's."""
-        if self._state is _IDLE:
+        if self._state is IDLE:
             reason = self.staleness()
             if reason is not None:
                 self._end(reason)
@@ -647,7 +596,7 @@ class HTTPConnection:
         if self._exchanges and not self._is_probed:
             self._close_if_stale()
         self._is_probed = False
-        self._advance(_PUTREQUEST)
+        self._advance(PUTREQUEST)
         self._method = method
         self._target = url or "/"
         host, accept_encoding = self._constant_fields
@@ -669,7 +618,7 @@ class HTTPConnection:
             CannotSendHeader: No request has been begun.
             ValueError: Name or value would break the request, or it is a second Host field.
         """
-        if self._state is not _REQUEST_STARTED:
+        if self._state is not REQUEST_STARTED:
             raise CannotSendHeader(self._state.name)
         for part in values:
             check_field(header, part)
@@ -691,7 +640,7 @@ class HTTPConnection:
             CannotSendHeader: No request has been begun.
             OSError: The socket's own errors; an answer may still be there for `getresponse`.
         """
-        if self._state is not _REQUEST_STARTED:
+        if self._state is not REQUEST_STARTED:
             raise CannotSendHeader(self._state.name)
         head = request_head(self._method, self._target, self._started, version=self._http_vsn_str)
         if isinstance(message_body, str):
@@ -710,13 +659,13 @@ class HTTPConnection:
         transport = self._transport
         if transport is None:
             if not self.auto_open:
-                self._advance(_FAULT)
+                self._advance(FAULT)
                 raise NotConnected("the connection is closed and auto_open is off")
             self.connect()
             transport = self._transport
             assert transport is not None
-        if self._state is _REQUEST_STARTED:
-            self._advance(_ENDHEADERS)
+        if self._state is REQUEST_STARTED:
+            self._advance(ENDHEADERS)
         self._send_fault = self._upload = None
         transport.any_sent = transport.any_received = False
         if self.debuglevel > 0:
@@ -785,10 +734,10 @@ class HTTPConnection:
             CannotSendRequest: No request is under way.
             OSError: The socket's own errors.
         """
-        if self._state is _UNREAD_RESPONSE:
+        if self._state is UNREAD_RESPONSE:
             raise self._unread()
         transport = self._transport
-        if self._state is not _REQUEST_SENT and not isinstance(transport, FileTransport):
+        if self._state is not REQUEST_SENT and not isinstance(transport, FileTransport):
             # A server would take these bytes for a request, and its answer for that of the next one.
             raise CannotSendRequest(f"send() belongs between endheaders() and getresponse() ({self._state.name})")
         assert transport is not None
@@ -816,7 +765,7 @@ class HTTPConnection:
         transport = self._transport
         if transport.__class__ is not Transport or self.response_class is not HTTPResponse or self.debuglevel > 0:
             return self._respond(self.response_class)
-        self._advance(_GETRESPONSE)
+        self._advance(GETRESPONSE)
         assert transport is not None
         # The usual case in few steps: a head of the usual kind that has arrived whole.
         try:
@@ -826,7 +775,7 @@ class HTTPConnection:
                 transport.buffer = data
                 return self._begin(transport, HTTPResponse)
         except BaseException as fault:
-            if self._state is not _CLOSED:  # else _begin() has seen to it
+            if self._state is not CLOSED:  # else _begin() has seen to it
                 self._no_response(fault)
             raise
         response = HTTPResponse.__new__(HTTPResponse)
@@ -849,7 +798,7 @@ class HTTPConnection:
         return response
 
     def _respond(self, response_class: type[_Response]) -> _Response:
-        self._advance(_GETRESPONSE)
+        self._advance(GETRESPONSE)
         return self._begin(self._transport, response_class)
 
     def _begin(self, transport: Transport | None, response_class: type[_Response]) -> _Response:
@@ -888,10 +837,10 @@ class HTTPConnection:
             try:
                 self.perform(prepared)
             except PEER_STOPPED_READING:
-                if self._state is not _REQUEST_SENT:
+                if self._state is not REQUEST_SENT:
                     raise
             return self.fetch()
-        self._advance(_EXCHANGE)
+        self._advance(EXCHANGE)
         self._is_probed = False
         self._body_left = 0
         self._method = method = prepared.method
@@ -911,12 +860,12 @@ class HTTPConnection:
                 return self._fetch(transport)
             head, end, _ = usual
         except BaseException as fault:
-            if self._state is not _CLOSED:  # else _fetch() has seen to it
+            if self._state is not CLOSED:  # else _fetch() has seen to it
                 self._no_response(fault)
             raise
         self._head = head
         self._exchanges += 1
-        self._advance(_BODY_END)
+        self._advance(BODY_END)
         return head, data[end:], []
 
     def fetch(self) -> Exchange:
@@ -928,7 +877,7 @@ class HTTPConnection:
         Raises:
             ResponseNotReady, HTTPException, OSError: As `getresponse` and `HTTPResponse.read`.
         """
-        self._advance(_GETRESPONSE)
+        self._advance(GETRESPONSE)
         return self._fetch(self._transport)
 
     def _fetch(self, transport: Transport | None) -> Exchange:
@@ -988,12 +937,12 @@ class HTTPConnection:
             transport.unhold()
         if not head.is_persistent:
             self._drop(CloseReason.SERVER_CLOSE)
-            self._advance(_BODY_END_CLOSE)
+            self._advance(BODY_END_CLOSE)
         elif transport.buffer:
             self._drop(CloseReason.LEFTOVER)
-            self._advance(_BODY_END_CLOSE)
+            self._advance(BODY_END_CLOSE)
         else:
-            self._advance(_BODY_END)
+            self._advance(BODY_END)
 
     def _body_broke(self, body: Body, fault: BaseException) -> None:
         if body is not self._body:
@@ -1021,7 +970,7 @@ class HTTPConnection:
         """
         body, transport = self._body, self._transport
         if body is None or transport is None:
-            return self._state is _IDLE
+            return self._state is IDLE
         head = self._head
         if (
             isinstance(transport, FileTransport)
@@ -1051,7 +1000,7 @@ class HTTPConnection:
         transport.restore(previous)
         self._cut_reader()
         self._body_ended(body)
-        return self._state is _IDLE
+        return self._state is IDLE
 
     def close(self) -> None:
         """Close the connection; a response that has the connection to itself can still be read."""
@@ -1071,7 +1020,7 @@ class HTTPConnection:
             self._cut_reader()
         self._started = []
         self._drop(reason)
-        self._advance(_CLOSE)
+        self._advance(CLOSE)
 
     def _break(self, fault: BaseException) -> None:
         """Close because an exchange failed."""
@@ -1080,7 +1029,7 @@ class HTTPConnection:
         self._failed_unsent = transport is not None and not transport.any_sent
         self._failed_unanswered = transport is not None and not transport.any_received
         self._drop(self._reason_of(fault))
-        self._advance(_FAULT)
+        self._advance(FAULT)
 
     def _reason_of(self, fault: BaseException) -> CloseReason:
         transport = self._transport

@@ -27,11 +27,12 @@ from typing import Final, Self
 from urllib.parse import unquote_to_bytes
 
 from .config import PoolConfig, proxy_of
-from .conn import HTTPConnection, HTTPSConnection, State
+from .conn import HTTPConnection, HTTPSConnection
 from .dial import Dialer, default_tls_context
 from .errors import AcquireTimeout, InvalidURL, PoolClosed, PoolFull, TunnelError
 from .origin import split_host_port
 from .request import constant_fields, without_userinfo
+from .states import State
 from .stats import (
     OUTCOME_BY_STATUS_CLASS,
     AcquireOutcome,

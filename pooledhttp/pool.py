@@ -14,12 +14,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from .config import PoolConfig, PoolOptions, config_of
-from .conn import PEER_STOPPED_READING, HTTPConnection, State
+from .conn import PEER_STOPPED_READING, HTTPConnection
 from .errors import HTTPException, InvalidURL
 from .lending import Lender, is_reused, lease_of, outcome_of
 from .request import NO_HEADERS, BodySource, Headers, PreparedRequest, prepare
 from .response import Response, StreamedResponse
 from .retry import is_late_timeout, may_resend
+from .states import State
 from .stats import OUTCOME_BY_STATUS_CLASS, RequestOutcome, Tally
 from .timeouts import Deadline, Timeout, check_seconds
 

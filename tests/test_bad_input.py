@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pooledhttp import ConnectionPool, HTTPConnection, HTTPSConnection, PoolManager, Timeout
-from pooledhttp.conn import State
 from pooledhttp.errors import CannotSendHeader, IllegalKeywordArgument, InvalidURL
+from pooledhttp.states import State
 from pooledhttp.testing import ExpectHead, Repeat, ResourceAudit, Respond, ScriptedServer, ServerFactory
 
 BOUND = 10.0

@@ -33,8 +33,8 @@ from pooledhttp import (
     TotalTimeout,
     WriteTimeout,
 )
-from pooledhttp.conn import State
 from pooledhttp.dial import Dialer
+from pooledhttp.states import State
 from pooledhttp.stats import CloseReason
 from pooledhttp.testing import (
     Close,

@@ -21,7 +21,7 @@ from pooledhttp import (
     ResponseNotReady,
     UnreadResponse,
 )
-from pooledhttp.conn import TRANSITIONS, Event, State
+from pooledhttp.states import TRANSITIONS, Event, State
 from pooledhttp.testing import (
     Close,
     ExpectHead,

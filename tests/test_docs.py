@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pooledhttp.conn import TRANSITIONS, Event, State
+from pooledhttp.states import TRANSITIONS, Event, State
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 GENERATOR = DOCS / "state_diagram.py"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pooledhttp import ConnectionPool, HTTPConnection, PoolManager
-from pooledhttp.conn import State
 from pooledhttp.lending import Lender
+from pooledhttp.states import State
 from pooledhttp.testing import (
     Close,
     ExpectHead,

@@ -57,6 +57,7 @@ VERSION = "__version__"
 CORE = (
     "errors",
     "stats",
+    "states",
     "timeouts",
     "wire",
     "origin",
@@ -77,7 +78,18 @@ CORE = (
 ADAPTERS = ("adapters", "adapters.requests", "adapters.urllib", "adapters.httpx", "adapters.xmlrpc")
 
 CONN_MAY_IMPORT = freely(
-    "errors", "stats", "timeouts", "wire", "origin", "request", "transport", "dial", "response", "tunnel", "upload"
+    "errors",
+    "stats",
+    "states",
+    "timeouts",
+    "wire",
+    "origin",
+    "request",
+    "transport",
+    "dial",
+    "response",
+    "tunnel",
+    "upload",
 )
 LENDING_MAY_IMPORT = {**CONN_MAY_IMPORT, **freely("conn", "config")}
 # The pool builds the collector on first use; nobody pays for metrics by importing the pool.
@@ -90,6 +102,7 @@ BELOW_DEMONSTRATION = freely("demo.options", "demo.api", "demo.load", "demo.scre
 ROOMS: dict[str, Mapping[str, When]] = {
     "errors": {},
     "stats": {},
+    "states": {},
     "timeouts": freely("errors"),
     "wire": freely("errors"),
     "origin": freely("errors", "wire"),

@@ -44,7 +44,7 @@ from pooledhttp import (
     TotalTimeout,
 )
 from pooledhttp.config import PoolOptions
-from pooledhttp.conn import State
+from pooledhttp.states import State
 from pooledhttp.stats import REQUEST_BOUNDS, Histogram, HistogramStats, Tally, freeze
 from pooledhttp.testing import (
     Close,

@@ -35,8 +35,8 @@ from pooledhttp import (
     StreamedResponse,
     Timeout,
 )
-from pooledhttp.conn import State
 from pooledhttp.response import Response
+from pooledhttp.states import State
 from pooledhttp.stats import CloseReason
 from pooledhttp.testing import (
     Close,

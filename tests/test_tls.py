@@ -22,7 +22,7 @@ from pooledhttp import (
     Timeout,
     TotalTimeout,
 )
-from pooledhttp.conn import State
+from pooledhttp.states import State
 from pooledhttp.stats import CloseReason
 from pooledhttp.testing import (
     Close,

@@ -22,7 +22,7 @@ from pooledhttp import (
     TotalTimeout,
     TunnelError,
 )
-from pooledhttp.conn import State
+from pooledhttp.states import State
 from pooledhttp.testing import (
     Close,
     ExpectHead,
