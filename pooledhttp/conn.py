@@ -120,10 +120,11 @@ class HTTPConnection:
         source_address: Local (host, port) to bind, or ``None``.
         blocksize: Bytes to read at once from a body that is a file.
         strict: Accepted for httplib's sake: ``True`` is what we always are.
+        max_response_headers: The most header fields of one response; ``None``: 100.
 
     Raises:
         InvalidURL: Host or port is malformed.
-        ValueError: The timeout or block size is.
+        ValueError: The timeout, the block size or the number of fields is.
         IllegalKeywordArgument: ``strict=False``, which would accept HTTP/0.9.
     """
 
@@ -162,6 +163,7 @@ class HTTPConnection:
         blocksize: int = 8192,
         *,
         strict: bool = True,
+        max_response_headers: int | None = None,
     ) -> None:
         if not strict:
             raise IllegalKeywordArgument("strict=False means HTTP/0.9, where any bytes at all are an answer: "
@@ -198,6 +200,8 @@ class HTTPConnection:
         self._constant_fields = constant_fields(self._host, self._port, default_port=self.default_port)
 
         self._limits = DEFAULT_LIMITS
+        if max_response_headers is not None:
+            self._limits = Limits(fields=max_response_headers)
         self._dialer: Dialer | None = None
         self._timeouts: Timeout | None = None
         self._deadline: Deadline | None = None
@@ -1088,6 +1092,7 @@ class HTTPSConnection(HTTPConnection):
         cert_file: PEM file with the client's certificate chain, or ``None``.
         check_hostname: Deprecated, as in Python 3.11: sets the context's.
         strict: As `HTTPConnection`.
+        max_response_headers: As `HTTPConnection`.
 
     Raises:
         As `HTTPConnection`; `OSError` and `ssl.SSLError` for the two files.
@@ -1108,8 +1113,17 @@ class HTTPSConnection(HTTPConnection):
         cert_file: str | os.PathLike[str] | None = None,
         check_hostname: bool | None = None,
         strict: bool = True,
+        max_response_headers: int | None = None,
     ) -> None:
-        super().__init__(host, port, timeout, source_address, blocksize, strict=strict)
+        super().__init__(
+            host,
+            port,
+            timeout,
+            source_address,
+            blocksize,
+            strict=strict,
+            max_response_headers=max_response_headers,
+        )
         if context is None:
             context = default_tls_context()
         if check_hostname is not None:

@@ -1213,6 +1213,16 @@ def test_limits_may_be_raised(scripted_server: ServerFactory) -> None:
     conn.close()
 
 
+def test_limit_of_header_fields_may_be_an_argument(scripted_server: ServerFactory) -> None:
+    server = replying(scripted_server, OK + b"X: y\r\n" * 150 + b"Content-Length: 0\r\n\r\n")
+    conn = httplib.HTTPConnection(server.host, server.port, timeout=BOUND, max_response_headers=151)
+    assert len(ask(conn).getheaders()) == 151
+    conn.close()
+    for nonsense in (0, -1):
+        with pytest.raises(ValueError, match="at least 1"):
+            httplib.HTTPSConnection("origin.test", max_response_headers=nonsense)
+
+
 def test_promised_length_allocates_nothing(scripted_server: ServerFactory) -> None:
     server = replying(scripted_server, OK + b"Content-Length: 1000000000000\r\n\r\nhello")
     with pytest.raises(http.client.IncompleteRead) as caught:
