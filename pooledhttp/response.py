@@ -65,15 +65,16 @@ class Body:
     # Of the class, where most bodies find them: they cost nothing to set.
     _chunk_left = -1  # -1: the next line is the first chunk's size; 0: CRLF, then the next one's
     _extension_bytes = 0
+    is_complete = False
     trailers: Sequence[tuple[str, str]] = ()
 
     def __init__(self, transport: Transport, head: Head, limits: Limits = DEFAULT_LIMITS) -> None:
         self._transport = transport
         self._head = head
         self._limits = limits
-        self._is_chunked = head.chunked
-        self.left = head.length
-        self.is_complete = head.length == 0
+        self.left = left = head.length
+        if left == 0:
+            self.is_complete = True
 
     def read_some(self, limit: int) -> bytes:
         """Return at least one and at most `limit` bytes; none when the body is complete.
@@ -85,7 +86,7 @@ class Body:
         """
         if self.is_complete or limit <= 0:
             return b""
-        if self._is_chunked:
+        if self._head.chunked:
             if self._chunk_left <= 0 and not self._begin_chunk():
                 return b""
             piece = self._transport.take(min(limit, self._chunk_left))
@@ -117,7 +118,7 @@ class Body:
         """
         if self.is_complete or not view:
             return 0
-        if self._is_chunked:
+        if self._head.chunked:
             if self._chunk_left <= 0 and not self._begin_chunk():
                 return 0
             count = self._transport.take_into(view[: self._chunk_left])
@@ -167,7 +168,7 @@ class Body:
         line = bytearray()
         while not self.is_complete and (limit < 0 or len(line) < limit):
             transport = self._transport
-            if self._is_chunked and self._chunk_left <= 0 and not self._begin_chunk():
+            if self._head.chunked and self._chunk_left <= 0 and not self._begin_chunk():
                 break
             if not transport.buffer:
                 # One byte at most would be taken beyond the line by a transport that reads exactly.
@@ -185,12 +186,12 @@ class Body:
         """Return bytes of the body that have been received already, without taking them; may be none."""
         if self.is_complete:
             return b""
-        if self._is_chunked and self._chunk_left <= 0 and not self._begin_chunk():
+        if self._head.chunked and self._chunk_left <= 0 and not self._begin_chunk():
             return b""
         transport = self._transport
         if not transport.buffer:
             transport.receive_ahead()
-        bound = self._chunk_left if self._is_chunked else self.left
+        bound = self._chunk_left if self._head.chunked else self.left
         end = None if bound is None else transport.at + bound
         return transport.buffer[transport.at : end]
 

@@ -389,7 +389,7 @@ class Transport:
         return sent
 
     def receive_now(self) -> bytes | None:
-        """Receive into the buffer without waiting; return what came: ``None`` for nothing yet, none at the end."""
+        """Receive past the buffer without waiting; return what came: ``None`` for nothing yet, none at the end."""
         sock = self.sock
         try:
             if isinstance(sock, ssl.SSLSocket):
@@ -406,7 +406,8 @@ class Transport:
         except ssl.SSLEOFError:
             self.is_truncated = True
             return b""
-        self._append(arrived)
+        if arrived:
+            self.any_received = True
         return arrived
 
     # --- receiving ----------------------------------------------------------------------------------
@@ -467,17 +468,9 @@ class Transport:
                 self.is_truncated = True
                 return nothing
 
-    def receive_ahead(self) -> bool:
-        """Receive once, behind what the buffer holds; return whether anything came before the peer's end."""
-        arrived = self.more()
-        self._append(arrived)
-        return bool(arrived)
-
-    def _append(self, arrived: bytes) -> None:
-        if arrived:
-            self.any_received = True
-            self.buffer = self.buffer[self.at :] + arrived
-            self.at = 0
+    def receive_ahead(self) -> None:
+        """Receive once into the buffer, which is empty; it stays so at the peer's end."""
+        self.buffer = self.more()
 
     def take(self, limit: int) -> bytes:
         """Return at least one and at most `limit` bytes; none at the peer's end."""
@@ -770,10 +763,9 @@ class FileTransport(Transport):
             self.any_received = True
         return data
 
-    def receive_ahead(self) -> bool:
+    def receive_ahead(self) -> None:
         """Read a single byte: nobody knows how many are there, and a file waits for all that it is asked for."""
         self.buffer = self.more(1)
-        return bool(self.buffer)
 
     @property
     def can_listen(self) -> bool:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from .errors import HTTPException, InvalidResponse, RemoteDisconnected
+from .errors import HTTPException, InvalidResponse, RemoteDisconnected, TotalTimeout
 from .request import BodySource, SizedFile, blocks
 from .timeouts import Clock, Deadline
 from .transport import Transport
@@ -81,7 +81,10 @@ class Upload:
         self._method = method
         self._limits = limits
         self._is_listening = transport.can_listen
+        self._is_answered = False
         self._interim_responses = 0
+        self._heard = bytearray()  # grows by each segment without being copied; it is given back for the response
+        self._searched = 0  # up to where it holds no end of a head
         self.is_refused = False
         self.is_body_broken = False
 
@@ -105,18 +108,20 @@ class Upload:
         if total is not None and total.at <= deadline.at:
             deadline = total
         previous = transport.hurry(deadline)
+        self._take_over()
         try:
             while not self._hear(is_awaited=True):
-                if not transport.receive_ahead():
-                    if not transport.buffer:
-                        raise RemoteDisconnected("Remote end closed connection without response")
-                    self.is_refused = True  # as in _listen()
+                arrived = transport.more()
+                self._heard += arrived
+                if not arrived:
+                    self._end_heard()
                     return
-        except TimeoutError:
-            if deadline is total:
+        except TimeoutError as fault:
+            if deadline is total and isinstance(fault, TotalTimeout):
                 raise
         finally:
             transport.restore(previous)
+            self._give_back()
 
     def send(self, body: BodySource, *, blocksize: int, is_chunked: bool) -> int:
         """Send a body, or as much of it as the peer wants.
@@ -127,25 +132,36 @@ class Upload:
             is_chunked: Whether to put it into chunks (RFC 9112 section 7.1).
 
         Returns:
-            How many bytes were sent.
+            How many bytes were sent; it does not count where the body was refused.
 
         Raises:
             TypeError: It is no body.
             ValueError: The body is a file that has shrunk.
             OSError: The socket's own errors.
         """
-        if isinstance(body, SizedFile):
-            sent = self._send_file(body)
-            if sent is not None:
-                return sent
-        sent = 0
-        for frame in self._watched(frames(body, blocksize, is_chunked=is_chunked)):
-            self._announce(frame)
-            self._send(memoryview(frame))
-            if self.is_refused:
-                break
-            sent += len(frame)
-        return sent
+        self._take_over()
+        try:
+            if isinstance(body, SizedFile):
+                sent = self._send_file(body)
+                if sent is not None:
+                    return sent
+            sent = 0
+            for frame in self._watched(frames(body, blocksize, is_chunked=is_chunked)):
+                self._announce(frame)
+                self._send(memoryview(frame))
+                if self.is_refused:
+                    break
+                sent += len(frame)
+            return sent
+        except TotalTimeout:
+            raise
+        except TimeoutError:
+            if not self._is_answered or self.is_body_broken:
+                raise
+            self.is_refused = True  # the peer has said what it has to say, and reads no more
+            return 0
+        finally:
+            self._give_back()
 
     def _watched(self, body: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
         try:
@@ -162,9 +178,7 @@ class Upload:
             transport.send(data)
             return
         while data and not self.is_refused:
-            if transport.wait_to_send(or_receive=self._is_listening):
-                self._listen()
-            else:
+            if self._has_room():
                 data = data[transport.send_some(data) :]
 
     def _send_file(self, file: SizedFile) -> int | None:
@@ -177,8 +191,7 @@ class Upload:
         was_blocking = transport.set_blocking(is_blocking=False)  # sendfile has no MSG_DONTWAIT
         try:
             while sent < file.length and not self.is_refused:
-                if transport.wait_to_send(or_receive=self._is_listening):
-                    self._listen()
+                if not self._has_room():
                     continue
                 try:
                     count = os.sendfile(
@@ -199,36 +212,64 @@ class Upload:
             file.leave_at(sent)
         return sent
 
+    def _has_room(self) -> bool:
+        """Wait for room to send; return whether there is some, and no reason to stop."""
+        if not self._transport.wait_to_send(or_receive=self._is_listening):
+            return True
+        self._listen()
+        return False
+
     def _listen(self) -> None:
         arrived = self._transport.receive_now()
         if arrived:
+            self._heard += arrived
             self._hear()
         elif arrived is not None:
-            if not self._transport.buffer:
-                raise RemoteDisconnected("Remote end closed connection without response")
-            self.is_refused = True  # that it ended within its answer will show when that is read
+            self._end_heard()
+
+    def _end_heard(self) -> None:
+        """Take note that the peer has ended its side."""
+        if not self._heard:
+            raise RemoteDisconnected("Remote end closed connection without response")
+        self.is_refused = True  # that it ended within its answer will show when that is read
+
+    def _take_over(self) -> None:
+        """Go on with what had been heard before and was no whole head."""
+        transport = self._transport
+        if self._is_listening and transport.buffer:
+            self._heard += transport.take(len(transport.buffer))
+
+    def _give_back(self) -> None:
+        """Leave what has been heard, and is no interim answer, for whoever reads the response."""
+        if self._heard:
+            self._transport.buffer = bytes(self._heard)
+            self._heard = bytearray()
+            self._searched = 0
 
     def _hear(self, *, is_awaited: bool = False) -> bool:
         """Look at what has been received, past interim answers; return whether it settles if the body is sent."""
-        transport, limits = self._transport, self._limits
+        heard, limits = self._heard, self._limits
         try:
-            while transport.buffer:
-                held = transport.buffer[transport.at :]
-                end = head_end(held)
+            while heard:
+                end = head_end(heard, self._searched)
                 if end < 0:
-                    check_unfinished_head(held, limits)
+                    check_unfinished_head(heard, limits)
+                    self._searched = max(len(heard) - 3, 0)
                     return False
-                head = parse_head(held[:end], self._method, limits)
+                head = parse_head(bytes(heard[:end]), self._method, limits)
                 if head.status >= 200 or head.status == 101:
                     self._is_listening = False
+                    self._is_answered = True
                     # Under 300 the body may well be wanted: some servers answer while they read.
                     self.is_refused = is_awaited or head.status >= 300 or head.status == 101
                     return True
                 self._interim_responses += 1
                 if self._interim_responses > limits.interim_responses:
                     raise InvalidResponse(f"got more than {limits.interim_responses} interim responses")
-                transport.take(end)
+                del heard[:end]
+                self._searched = 0
                 if is_awaited and head.status == 100:
+                    self._hear()  # there may be more already, and no receive will tell of it
                     return True
         except HTTPException:
             if self._interim_responses > limits.interim_responses:
