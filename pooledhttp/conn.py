@@ -939,14 +939,11 @@ class HTTPConnection:
         assert head is not None
         if transport._held is not None:
             transport.unhold()
-        if not head.is_persistent:
-            self._drop(CloseReason.SERVER_CLOSE)
-            self._advance(BODY_END_CLOSE)
-        elif transport.buffer:
-            self._drop(CloseReason.LEFTOVER)
-            self._advance(BODY_END_CLOSE)
-        else:
+        if head.is_persistent and not transport.buffer:
             self._advance(BODY_END)
+            return
+        self._drop(CloseReason.LEFTOVER if head.is_persistent else CloseReason.SERVER_CLOSE)
+        self._advance(BODY_END_CLOSE)
 
     def _body_broke(self, body: Body, fault: BaseException) -> None:
         if body is not self._body:

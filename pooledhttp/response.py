@@ -465,15 +465,16 @@ class HTTPResponse(io.BufferedIOBase):
             body = self._open_body()  # raises if there was a fault
             return b""
         if amt is None:
-            whole = self._transport.take_whole(body.left)
-            if whole is not None:  # the usual case: all of it has come along with the head
-                body.left = 0
+            transport = self._transport
+            start = transport.at
+            if len(transport.buffer) - start == body.left and self._owner is not None:
+                # The usual case in few steps: all of it has come along with the head, and nothing behind it.
+                whole = transport.buffer[start:]
+                transport.buffer = b""
+                transport.at = body.left = 0
                 body.is_complete = True
-                if self._owner is None:
-                    self._ended(body)
-                else:
-                    self._body = None
-                    self._owner._body_ended(body)
+                self._body = None
+                self._owner._body_ended(body)
                 return whole
         with _Guard(self, body):
             if amt is None or amt < 0:

@@ -493,22 +493,6 @@ class Transport:
             return piece[:limit]
         return piece
 
-    def take_whole(self, length: int | None) -> bytes | None:
-        """Return a body of known length if all of it has been received already, else ``None``."""
-        if length is None:
-            return None
-        start = self.at
-        end = start + length
-        buffer = self.buffer
-        if end > len(buffer):
-            return None
-        if end == len(buffer):
-            self.buffer = b""
-            self.at = 0
-            return buffer[start:]
-        self.at = end
-        return buffer[start:end]
-
     def take_into(self, view: memoryview) -> int:
         """Fill a writable view with at least one byte, straight from the socket; 0 at the peer's end."""
         if self.buffer:
