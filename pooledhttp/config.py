@@ -138,6 +138,8 @@ class PoolConfig:
             proxy_of(self.proxy)
         if not isinstance(self.proxy_headers, Mapping):
             raise TypeError(f"proxy_headers must be a mapping, not {type(self.proxy_headers).__name__}")
+        # A copy: what the caller does with his own later must not give later tunnels other credentials.
+        object.__setattr__(self, "proxy_headers", dict(self.proxy_headers))
         for name, value in self.proxy_headers.items():
             check_field(name, value)
         _check_server_hostname(self.server_hostname)

@@ -549,9 +549,9 @@ class HTTPConnection:
             self._advance(REQUEST)
         self._method = prepared.method
         self._target = prepared.target
-        self._body_left = 0 if prepared.is_exact else -1
+        self._body_left = prepared.announced
         self._asks_first = prepared.expects_continue
-        self._transmit(prepared.head, prepared.body, is_chunked=prepared.is_chunked)
+        self._transmit(prepared.head, prepared.body, is_chunked=prepared.is_chunked, is_counted=not prepared.is_exact)
 
     def _close_if_stale(self) -> None:
         """Close an idle connection that the peer has ended or spoken on: its next answer would be somebody else's."""
@@ -650,16 +650,26 @@ class HTTPConnection:
         if isinstance(message_body, str):
             message_body = encode_body(message_body)
         declared = declared_length(self._started)
-        if encode_chunked and message_body is not None:
+        is_chunked = encode_chunked and message_body is not None
+        if is_chunked:
             self._body_left = 0 if declared is None else -1
         else:
             length = body_length(message_body)
-            self._body_left = -1 if declared is None or length is None or length > declared else declared - length
+            if declared is not None and length is not None and length > declared:
+                raise ValueError(f"the body has {length} bytes, but the head announces {declared}")
+            self._body_left = -1 if declared is None else declared
         self._asks_first = expects_continue(self._started)
-        self._transmit(head, message_body, is_chunked=encode_chunked)
+        self._transmit(head, message_body, is_chunked=is_chunked, is_counted=not is_chunked)
 
-    def _transmit(self, head: bytes, body: BodySource | None, *, is_chunked: bool) -> None:
-        """Connect if need be, and send: the only place where a request goes out."""
+    def _transmit(self, head: bytes, body: BodySource | None, *, is_chunked: bool, is_counted: bool) -> None:
+        """Connect if need be, and send: the only place where a request goes out.
+
+        Args:
+            head: The head, with a small body behind it.
+            body: The rest, if there is one.
+            is_chunked: Whether to put it into chunks.
+            is_counted: Whether its bytes are to be counted against what the head has announced.
+        """
         transport = self._transport
         if transport is None:
             if not self.auto_open:
@@ -676,27 +686,32 @@ class HTTPConnection:
             print("send:", repr(redacted(head)))
         try:
             if self._has_own_send:
-                self._transmit_by_send(head, body, is_chunked=is_chunked)
+                self._transmit_by_send(head, body, is_chunked=is_chunked, is_counted=is_counted)
                 return
             sys.audit("http.client.send", self, head)  # documented
             transport.send(head)
             if body is not None:
-                self._send_body(transport, body, is_chunked=is_chunked)
+                self._send_body(transport, body, is_chunked=is_chunked, is_counted=is_counted)
         except BaseException as fault:
             self._sending_failed(fault)
             raise
 
-    def _transmit_by_send(self, head: bytes, body: BodySource | None, *, is_chunked: bool) -> None:
+    def _transmit_by_send(self, head: bytes, body: BodySource | None, *, is_chunked: bool, is_counted: bool) -> None:
         """Send through the `send` of a subclass: it may count, log or slow down what passes."""
         body_left, asks_first = self._body_left, self._asks_first
-        self._asks_first = False
+        self._body_left, self._asks_first = -1, False  # send() is not told what is head, framing and body
         self.send(head)
+        upload = self._upload
+        if upload is None:
+            return  # it has not passed it on
         self._asks_first = asks_first
+        if is_counted:
+            self._body_left = body_left
         if body is not None:
-            for frame in frames(body, self.blocksize, is_chunked=is_chunked):
+            for frame in upload.watched(frames(body, self.blocksize, is_chunked=is_chunked)):
                 self.send(bytes(frame))
-        if self._upload is None or not self._upload.is_refused:
-            self._body_left = body_left  # which knows what send() was not told: what was framing and what was body
+        if not is_counted and not upload.is_refused:
+            self._body_left = body_left
 
     def _sending_failed(self, fault: BaseException) -> None:
         is_body_broken = self._upload is not None and self._upload.is_body_broken
@@ -708,8 +723,7 @@ class HTTPConnection:
         else:
             self._break(fault)
 
-    def _send_body(self, transport: Transport, body: BodySource, *, is_chunked: bool) -> int:
-        """Send a body; return how many bytes of it there were."""
+    def _send_body(self, transport: Transport, body: BodySource, *, is_chunked: bool, is_counted: bool) -> None:
         upload = self._upload
         if upload is None:
             upload = self._upload = Upload(
@@ -721,10 +735,13 @@ class HTTPConnection:
         if self._asks_first:
             self._asks_first = False
             upload.await_continue(self.expect_continue_timeout, clock=self._clock)
-        sent = 0 if upload.is_refused else upload.send(body, blocksize=self.blocksize, is_chunked=is_chunked)
+        at_most = self._body_left if is_counted and self._body_left >= 0 else None
+        if not upload.is_refused:
+            sent = upload.send(body, blocksize=self.blocksize, is_chunked=is_chunked, at_most=at_most)
+            if at_most is not None:
+                self._body_left = at_most - sent
         if upload.is_refused:
             self._body_left = -1
-        return sent
 
     def send(self, data: BodySource) -> None:
         """Send body data behind `endheaders`, as it is.
@@ -736,6 +753,7 @@ class HTTPConnection:
         Raises:
             UnreadResponse: A response is unread: these bytes would be taken for a request.
             CannotSendRequest: No request is under way.
+            ValueError: That is more than the head has announced, and would be taken for the next request.
             OSError: The socket's own errors.
         """
         if self._state is UNREAD_RESPONSE:
@@ -745,9 +763,12 @@ class HTTPConnection:
             # A server would take these bytes for a request, and its answer for that of the next one.
             raise CannotSendRequest(f"send() belongs between endheaders() and getresponse() ({self._state.name})")
         assert transport is not None
+        is_counted = self._state is REQUEST_SENT
+        if is_counted and 0 <= self._body_left < (body_length(data) or 0):
+            raise ValueError(f"{body_length(data)} bytes are more than the {self._body_left} that are left of the body "
+                             f"which the head has announced")  # fmt: skip
         try:
-            sent = self._send_body(transport, data, is_chunked=False)
-            self._body_left = self._body_left - sent if 0 <= sent <= self._body_left else -1
+            self._send_body(transport, data, is_chunked=False, is_counted=is_counted)
         except TypeError:
             self._body_left = -1  # nobody knows what of it has been sent before that showed
             raise
@@ -775,7 +796,8 @@ class HTTPConnection:
         try:
             data = transport.buffer or transport.more()
             usual = usual_head(data, self._method, self._limits)
-            if usual is None or transport.at or self._body_left or self._send_fault is not None:
+            is_plain = self._upload is None and not self._body_left and self._send_fault is None
+            if usual is None or not is_plain or transport.at:
                 transport.buffer = data
                 return self._begin(transport, HTTPResponse)
         except BaseException as fault:
@@ -907,8 +929,8 @@ class HTTPConnection:
     def _receive_begun(self, head: Head, body: Body | None) -> None:
         self._head = head
         self._body = body
-        if self._send_fault is not None or self._body_left:
-            head.is_persistent = False  # the rest of the request is missing, or there was too much of it
+        if self._send_fault is not None or self._body_left or (self._upload is not None and self._upload.is_last):
+            head.is_persistent = False  # the rest of the request may be missing, or there was a word of an end
         if head.status == 101 or self._method == "CONNECT":
             head.is_persistent = False
             if self._switches_protocol(head):

@@ -349,6 +349,8 @@ def default_tls_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     context.post_handshake_auth = True  # a server may ask for a client's certificate later (RFC 8446 section 4.6.2)
+    # Python still falls back on it where a certificate names nobody; RFC 9110 section 4.3.4 says never.
+    context.hostname_checks_common_name = False
     return context
 
 

@@ -51,7 +51,8 @@ class PreparedRequest:
         head: The head as bytes; a small body stands behind it already, so that both leave in one send.
         body: The rest of the body, or ``None``.
         is_chunked: Whether `body` is to be put into chunks (RFC 9112 section 7.1).
-        is_exact: Whether what is sent is known to be as long as the head says; else its connection is not used again.
+        announced: How many bytes of body the head announces that are to be counted as they are sent; 0 where they are
+            known to be as many, below 0 where nobody can tell.
         is_plain: Whether it is exact and `head` is all there is to send.
         has_idempotency_key: Whether an Idempotency-Key field tells the server how to take a repetition.
         is_replayable: Whether the body can be sent a second time.
@@ -63,7 +64,7 @@ class PreparedRequest:
     is_chunked = False
     is_replayable = True
     has_idempotency_key = False
-    is_exact = True
+    announced = 0
     is_plain = True
     expects_continue = False
 
@@ -71,6 +72,11 @@ class PreparedRequest:
         self.method = method
         self.target = target
         self.head = head
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the body is known to be as long as the head says."""
+        return self.announced == 0
 
     @property
     def is_idempotent(self) -> bool:
@@ -118,7 +124,7 @@ def prepare(
     fields, body, is_chunked, names = complete_fields(
         method, body, headers, constant_fields=constant_fields, encode_chunked=encode_chunked
     )
-    is_exact = is_chunked or _is_exact(fields, body, names, is_strict=is_strict)
+    announced = 0 if is_chunked else _announced(fields, body, names, is_strict=is_strict)
     head = request_head(method, target or "/", fields, version=version)
     expects = "expect" in names and body_length(body) != 0 and expects_continue(fields)
     if isinstance(body, bytes) and len(body) <= ONE_SEND_BYTES and not is_chunked and not expects:
@@ -127,8 +133,8 @@ def prepare(
     prepared = PreparedRequest(method, target, head)
     prepared.body = body
     prepared.expects_continue = expects
-    prepared.is_exact = is_exact
-    prepared.is_plain = is_exact and body is None
+    prepared.announced = announced
+    prepared.is_plain = announced == 0 and body is None
     prepared.is_chunked = is_chunked
     prepared.has_idempotency_key = "idempotency-key" in names
     prepared.is_replayable = body is None or isinstance(body, (bytes, bytearray, memoryview))
@@ -163,20 +169,20 @@ def expects_continue(fields: Iterable[Field]) -> bool:
     return any(lower(name) == "expect" and field_bytes(value).lower() == b"100-continue" for name, value in fields)
 
 
-def _is_exact(fields: list[Field], body: BodySource | None, names: set[str], *, is_strict: bool) -> bool:
-    """Tell whether a body that we do not put into chunks will be as long as the head says."""
+def _announced(fields: list[Field], body: BodySource | None, names: set[str], *, is_strict: bool) -> int:
+    """Return `PreparedRequest.announced` for a body that we do not put into chunks."""
     if names.isdisjoint({"content-length", "transfer-encoding"}):
-        return True  # the head says what we know of the body
+        return 0  # the head says what we know of the body
     declared = declared_length(fields)
     if declared is None:
-        return False  # the caller has encoded the body; nobody checks how
+        return -1  # the caller has encoded the body; nobody checks how
     length = body_length(body)
     if length == declared:
-        return True
+        return 0
     if length is not None and (is_strict or length > declared):
         # What is too much would be taken for the next request, and of what is too little the next request for the rest.
         raise ValueError(f"the body has {length} bytes, but Content-Length says {declared}")
-    return False
+    return declared or -1
 
 
 def complete_fields(
@@ -430,8 +436,9 @@ def without_userinfo(target: str) -> str:
 
 def redacted(head: bytes) -> bytes:
     """Return a head for printing: the values of credentials replaced."""
-    lines = head.split(b"\r\n")
+    request_line, *lines = head.split(b"\r\n")
+    words = [without_userinfo(word.decode("latin-1")).encode("latin-1") for word in request_line.split(b" ")]
     shown = [
         line.partition(b":")[0] + b": [hidden]" if line.lower().startswith(_SECRET_FIELDS) else line for line in lines
     ]
-    return b"\r\n".join(shown)
+    return b"\r\n".join([b" ".join(words), *shown])

@@ -70,6 +70,7 @@ class Upload:
 
     Attributes:
         is_refused: Whether something arrived that makes the rest of the body pointless; nothing is sent any more.
+        is_last: Whether an interim answer has said that the connection closes, or could be read in two ways.
         is_body_broken: Whether what failed was the body itself: its error may look like one of the connection.
     """
 
@@ -86,6 +87,7 @@ class Upload:
         self._heard = bytearray()  # grows by each segment without being copied; it is given back for the response
         self._searched = 0  # up to where it holds no end of a head
         self.is_refused = False
+        self.is_last = False
         self.is_body_broken = False
 
     def await_continue(self, seconds: float, *, clock: Clock) -> None:
@@ -123,20 +125,21 @@ class Upload:
             transport.restore(previous)
             self._give_back()
 
-    def send(self, body: BodySource, *, blocksize: int, is_chunked: bool) -> int:
+    def send(self, body: BodySource, *, blocksize: int, is_chunked: bool, at_most: int | None = None) -> int:
         """Send a body, or as much of it as the peer wants.
 
         Args:
             body: What `request.blocks` takes.
             blocksize: Bytes to read at once from a file.
             is_chunked: Whether to put it into chunks (RFC 9112 section 7.1).
+            at_most: How many bytes the head has announced; ``None`` where that is known to be right.
 
         Returns:
             How many bytes were sent; it does not count where the body was refused.
 
         Raises:
             TypeError: It is no body.
-            ValueError: The body is a file that has shrunk.
+            ValueError: The body is a file that has shrunk, or is longer than it may be; the surplus is not sent.
             OSError: The socket's own errors.
         """
         self._take_over()
@@ -146,7 +149,11 @@ class Upload:
                 if sent is not None:
                     return sent
             sent = 0
-            for frame in self._watched(frames(body, blocksize, is_chunked=is_chunked)):
+            for frame in self.watched(frames(body, blocksize, is_chunked=is_chunked)):
+                if at_most is not None and sent + len(frame) > at_most:
+                    self.is_body_broken = True
+                    raise ValueError(f"the body has more than the {at_most} bytes that the head has announced: what is "
+                                     f"too much would be taken for the next request")  # fmt: skip
                 self._announce(frame)
                 self._send(memoryview(frame))
                 if self.is_refused:
@@ -163,7 +170,8 @@ class Upload:
         finally:
             self._give_back()
 
-    def _watched(self, body: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    def watched(self, body: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        """Yield a body, and note whether it was the body that failed."""
         try:
             yield from body
         except GeneratorExit:
@@ -263,6 +271,8 @@ class Upload:
                     # Under 300 the body may well be wanted: some servers answer while they read.
                     self.is_refused = is_awaited or head.status >= 300 or head.status == 101
                     return True
+                # What ends an interim head in doubt, or says that the connection closes, holds for all that follows.
+                self.is_last = self.is_last or not head.is_persistent
                 self._interim_responses += 1
                 if self._interim_responses > limits.interim_responses:
                     raise InvalidResponse(f"got more than {limits.interim_responses} interim responses")
