@@ -1005,6 +1005,28 @@ def test_headers_that_contradict_the_body_or_one_another_are_refused(headers: di
         httplib.HTTPConnection("origin.test").request("POST", "/", b"one", headers)
 
 
+def test_surplus_of_a_body_is_not_sent(scripted_server: ServerFactory) -> None:
+    server = scripted_server([ExpectHead(body=False), KeepOpen()], default=[HELLO])
+    conn = connection_to(httplib, server)
+    with pytest.raises(ValueError, match="more than"):
+        conn.request("POST", "/first", iter([b"abc", b"GET /evil HTTP/1.1\r\n\r\n"]), {"Content-Length": "3"})
+    finish(conn)
+    assert b"evil" not in b"".join(peer.received for peer in server.connections)
+
+
+def test_bytes_that_no_head_announced_are_refused(server: ScriptedServer) -> None:
+    conn = connection_to(httplib, server)
+    conn.putrequest("POST", "/first")
+    with pytest.raises(ValueError, match="the body has 3 bytes, but the head announces 0"):
+        conn.endheaders(b"abc")
+    conn.endheaders()
+    with pytest.raises(ValueError, match="3 bytes are more than the 0"):
+        conn.send(b"abc")
+    assert conn.getresponse().read() == b"hello"
+    finish(conn)
+    assert server.accepted == 1
+
+
 def test_connection_of_a_body_that_was_too_short_is_not_used_again(server: ScriptedServer) -> None:
     patient = [ExpectHead(body=False), Respond(body=b"hello"), KeepOpen()]
     server._scripts = (patient,)
