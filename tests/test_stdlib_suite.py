@@ -48,9 +48,6 @@ VALIDATORS = "overrides a private validator; one writer checks everything that g
 INSIDE: Mapping[str, str] = {
     "BasicTest.test_error_leak": "looks into response.fp",
     "TunnelTests.test_set_tunnel_host_port_headers": "reads conn._tunnel_host",
-    "TunnelTests.test_set_tunnel_host_port_headers_add_host_missing": "reads conn._tunnel_host",
-    "TunnelTests.test_set_tunnel_host_port_headers_set_host_different": "reads conn._tunnel_host",
-    "TunnelTests.test_set_tunnel_host_port_headers_set_host_identical": "reads conn._tunnel_host",
     "TunnelTests.test_tunnel_connect_single_send_connection_setup": "replaces send() to see CONNECT pass through it",
     "BasicTest.test_putrequest_override_domain_validation": VALIDATORS,
     "BasicTest.test_putrequest_override_encoding": VALIDATORS,
