@@ -76,7 +76,8 @@ class PoolConfig:
         proxy: URL of an HTTP proxy; connections go through a CONNECT tunnel.  Userinfo in it becomes
             Proxy-Authorization.
         proxy_headers: Further fields for the CONNECT request.
-        ssl_context: TLS settings for https; ``None``: verify against the system's authorities.
+        ssl_context: TLS settings for https; ``None``: verify against the system's authorities.  Open connections keep
+            the verification they were opened with: after changing it, call ``prune(everything=True)``.
         server_hostname: The name that the certificate must have, if it is not the host's.
         socket_options: (level, option, value) triples, set before connecting.
         uds: Path of a Unix socket to connect to instead of host and port.

@@ -48,6 +48,7 @@ from .request import (
     Field,
     Headers,
     PreparedRequest,
+    binds_connection,
     body_length,
     complete_fields,
     constant_fields,
@@ -56,6 +57,7 @@ from .request import (
     expects_continue,
     field_bytes,
     lower,
+    offers_to_bind,
     prepare,
     redacted,
     without_userinfo,
@@ -131,10 +133,10 @@ class HTTPConnection:
     # What every exchange touches lies side by side; `__dict__` is there for what subclasses and users add.
     __slots__ = ("__dict__", "__weakref__", "_asks_first", "_body", "_body_left", "_clock", "_close_reasons",
                  "_constant_fields", "_create_connection", "_deadline", "_dialer", "_exchanges",
-                 "_failed_unanswered", "_failed_unsent", "_guard", "_head", "_host", "_is_probed", "_lease",
-                 "_limits", "_method", "_opened_seconds", "_port", "_proxy_fields", "_reader", "_send_fault",
-                 "_started", "_state", "_target", "_timeouts", "_transport", "_tunnel_opened", "_tunnel_wanted",
-                 "_upload", "blocksize", "source_address", "timeout")  # fmt: skip
+                 "_failed_unanswered", "_failed_unsent", "_guard", "_head", "_host", "_is_probed", "_is_users_own",
+                 "_lease", "_limits", "_method", "_opened_seconds", "_port", "_proxy_fields", "_reader",
+                 "_send_fault", "_started", "_state", "_target", "_timeouts", "_transport", "_tunnel_opened",
+                 "_tunnel_wanted", "_upload", "blocksize", "source_address", "timeout")  # fmt: skip
 
     default_port = HTTP_PORT
     response_class: type[HTTPResponse] = HTTPResponse
@@ -193,6 +195,7 @@ class HTTPConnection:
         self._body_left = 0  # announced by the head and not sent yet; below 0: nobody knows
         self._upload: Upload | None = None  # of the present request
         self._asks_first = False  # the body waits for 100 Continue
+        self._is_users_own = False  # the server takes everybody on this socket for the user of its NTLM or Negotiate
         self._is_probed = False  # whoever lends it has just looked whether it is stale
         self._head: Head | None = None
         self._body: Body | None = None
@@ -461,6 +464,7 @@ class HTTPConnection:
     def _install(self, transport: Transport) -> None:
         self._transport = transport
         self._exchanges = 0
+        self._is_users_own = False
         if self._timeouts is not None:
             transport.bound(
                 read=self._timeouts.read, write=self._timeouts.write, deadline=self._deadline, what=self._host
@@ -552,6 +556,8 @@ class HTTPConnection:
         self._body_left = prepared.announced
         self._asks_first = prepared.expects_continue
         self._transmit(prepared.head, prepared.body, is_chunked=prepared.is_chunked, is_counted=not prepared.is_exact)
+        if prepared.binds_connection:
+            self._is_users_own = True
 
     def _close_if_stale(self) -> None:
         """Close an idle connection that the peer has ended or spoken on: its next answer would be somebody else's."""
@@ -660,6 +666,8 @@ class HTTPConnection:
             self._body_left = -1 if declared is None else declared
         self._asks_first = expects_continue(self._started)
         self._transmit(head, message_body, is_chunked=is_chunked, is_counted=not is_chunked)
+        if binds_connection(self._started):
+            self._is_users_own = True
 
     def _transmit(self, head: bytes, body: BodySource | None, *, is_chunked: bool, is_counted: bool) -> None:
         """Connect if need be, and send: the only place where a request goes out.
@@ -935,6 +943,8 @@ class HTTPConnection:
             head.is_persistent = False
             if self._switches_protocol(head):
                 return
+        if head.status == 401 and offers_to_bind(head.get("www-authenticate") or ""):
+            self._is_users_own = True
         if body is not None and body.is_complete:
             self._body_ended(body)
 
@@ -1106,7 +1116,8 @@ class HTTPSConnection(HTTPConnection):
         timeout: As `HTTPConnection`.
         source_address: As `HTTPConnection`.
         blocksize: As `HTTPConnection`.
-        context: The TLS settings; ``None`` makes one that verifies against the system's authorities.
+        context: The TLS settings; ``None`` makes one that verifies against the system's authorities.  It is changed by
+            `cert_file` and `check_hostname`, as in http.client, for whoever else uses it too.
         key_file: PEM file with the client's private key, or ``None``.
         cert_file: PEM file with the client's certificate chain, or ``None``.
         check_hostname: Deprecated, as in Python 3.11: sets the context's.

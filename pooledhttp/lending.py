@@ -459,7 +459,12 @@ class Lender:
                 self._fold_locked(entry)
             if conn._state is _IDLE and (status is not None or self._is_untouched(conn, entry)):
                 head = conn._head
-                if self._is_unlimited and now < entry.expires_at and (head is None or head.keep_alive is None):
+                if (
+                    self._is_unlimited
+                    and now < entry.expires_at
+                    and (head is None or head.keep_alive is None)
+                    and not conn._is_users_own
+                ):
                     reason = None  # the usual case of _why_not_keep()
                 else:
                     reason = self._why_not_keep(entry, conn, now)
@@ -512,6 +517,8 @@ class Lender:
         config = self.config
         if self._is_closed:
             return CloseReason.POOL_CLOSED
+        if conn._is_users_own:
+            return CloseReason.CLIENT_CLOSE
         if now >= entry.expires_at:
             return CloseReason.MAX_AGE
         if config.max_requests is not None and conn._exchanges >= config.max_requests:

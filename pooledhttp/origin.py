@@ -67,6 +67,8 @@ def _to_ascii(host: str) -> str:
     Raises:
         InvalidURL: It has no form in ASCII, or the form is an IPv4 address.
     """
+    if len(host) > 253:
+        raise InvalidURL("host is not valid: it is longer than any name in the DNS (RFC 1035 section 2.3.4)")
     try:
         name = host.encode("idna").decode("ascii")
     except UnicodeError as fault:

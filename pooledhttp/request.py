@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol, cast
@@ -53,10 +54,11 @@ class PreparedRequest:
         is_chunked: Whether `body` is to be put into chunks (RFC 9112 section 7.1).
         announced: How many bytes of body the head announces that are to be counted as they are sent; 0 where they are
             known to be as many, below 0 where nobody can tell.
-        is_plain: Whether it is exact and `head` is all there is to send.
+        is_plain: Whether it is exact, `head` is all there is to send, and nothing else is to be done.
         has_idempotency_key: Whether an Idempotency-Key field tells the server how to take a repetition.
         is_replayable: Whether the body can be sent a second time.
         expects_continue: Whether the server is asked before the body is sent (RFC 9110 section 10.1.1).
+        binds_connection: Whether its credentials are those of the connection from now on, see `binds_connection`.
     """
 
     # Of the class, where most requests find them: they cost nothing to set.
@@ -67,6 +69,7 @@ class PreparedRequest:
     announced = 0
     is_plain = True
     expects_continue = False
+    binds_connection = False
 
     def __init__(self, method: str, target: str, head: bytes) -> None:
         self.method = method
@@ -134,7 +137,8 @@ def prepare(
     prepared.body = body
     prepared.expects_continue = expects
     prepared.announced = announced
-    prepared.is_plain = announced == 0 and body is None
+    prepared.binds_connection = "authorization" in names and binds_connection(fields)
+    prepared.is_plain = announced == 0 and body is None and not prepared.binds_connection
     prepared.is_chunked = is_chunked
     prepared.has_idempotency_key = "idempotency-key" in names
     prepared.is_replayable = body is None or isinstance(body, (bytes, bytearray, memoryview))
@@ -167,6 +171,19 @@ def declared_length(fields: Iterable[Field]) -> int | None:
 def expects_continue(fields: Iterable[Field]) -> bool:
     """Tell whether the fields of a request say ``Expect: 100-continue`` (RFC 9110 section 10.1.1)."""
     return any(lower(name) == "expect" and field_bytes(value).lower() == b"100-continue" for name, value in fields)
+
+
+def binds_connection(fields: Iterable[Field]) -> bool:
+    """Tell whether the fields of a request hold credentials that servers keep for the connection, not the request.
+
+    NTLM and Negotiate do (RFC 4559 section 6): whoever uses the connection next is taken for the same user.
+    """
+    return any(lower(name) == "authorization" and _is_bound(field_bytes(value)) for name, value in fields)
+
+
+_is_bound = re.compile(rb"(?i)[ \t]*(?:ntlm|negotiate)(?![^ \t])").match
+# Among several challenges; where a realm has such a name, that costs a connection.
+offers_to_bind = re.compile(r"(?i)(?<![^ \t,])(?:ntlm|negotiate)(?![^ \t,])").search
 
 
 def _announced(fields: list[Field], body: BodySource | None, names: set[str], *, is_strict: bool) -> int:

@@ -34,7 +34,7 @@ class CloseReason(StrEnum):
     TRUNCATED = "truncated"  # the body ended before its framing said so
     TIMEOUT = "timeout"  # one of the limits of Timeout fired during an exchange
     ERROR = "error"  # anything else that went wrong during an exchange, also the borrower's own exception
-    CLIENT_CLOSE = "client_close"  # the borrower called close() on it, or switched its protocol (101)
+    CLIENT_CLOSE = "client_close"  # the borrower's close(), switch of protocol (101), or login by NTLM or Negotiate
     EVICTED = "evicted"  # prune(), or making room
     POOL_CLOSED = "pool_closed"
     LEAKED = "leaked"  # collected by the garbage collector while lent

@@ -68,7 +68,7 @@ _OTHER_LINES = (
     rb"[KkPpTt](?!(?i:eep-alive|roxy-connection|ransfer-encoding):)" + _TOKEN + rb"*+:" + _REST_OF_LINE + rb")*+"
 )  # fmt: skip
 _match_usual_head = re.compile(
-    rb"HTTP/1\.1 (?!204|304)([2-9][0-9]{2})(?: ([\t -~\x80-\xff]*+))?\r\n"
+    rb"HTTP/1\.1 (?!204|304|401)([2-9][0-9]{2})(?: ([\t -~\x80-\xff]*+))?\r\n"
     rb"(" + _OTHER_LINES + rb"[Cc]ontent-[Ll]ength:[ \t]*+([0-9]{1,19})[ \t]*+\r\n" + _OTHER_LINES + rb")\r\n"
 ).match
 _match_head = re.compile(

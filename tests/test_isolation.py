@@ -76,34 +76,34 @@ def test_pool_puts_a_body_into_chunks_when_the_caller_announces_them(
 
 
 @pytest.mark.parametrize(
-    "break_framing",
+    ("send", "state"),
     [
-        lambda conn: conn.request("POST", "/first", b"0\r\n\r\n", {"Transfer-Encoding": "chunked"}),
-        lambda conn: conn.request("POST", "/first", iter([b"ab"]), {"Content-Length": "2"}),
-        lambda conn: (conn.request("GET", "/first"), conn.send(b"")),
+        (
+            lambda conn: conn.request("POST", "/first", b"0\r\n\r\n", {"Transfer-Encoding": "chunked"}),
+            State.CLOSED,  # nobody has checked what the caller has encoded
+        ),
+        (lambda conn: conn.request("POST", "/first", iter([b"ab"]), {"Content-Length": "2"}), State.IDLE),
+        (lambda conn: (conn.request("GET", "/first"), conn.send(b"")), State.IDLE),
     ],
     ids=["encoded by the caller", "iterable with a length", "nothing more"],
 )
 def test_connection_whose_body_nobody_can_account_for_is_not_used_again(
-    pool: ConnectionPool,
-    server: ScriptedServer,
-    break_framing: Callable[[HTTPConnection], object],
-    request: pytest.FixtureRequest,
+    pool: ConnectionPool, server: ScriptedServer, send: Callable[[HTTPConnection], object], state: State
 ) -> None:
     with pool.connection() as conn:
-        break_framing(conn)
+        send(conn)
         assert conn.getresponse().read() == b"/first"
-        is_accounted_for = request.node.callspec.id == "nothing more"
-        assert conn.state is (State.IDLE if is_accounted_for else State.CLOSED)
+        assert conn.state is state
 
 
-def test_bytes_sent_behind_a_complete_request_end_its_connection(pool: ConnectionPool, server: ScriptedServer) -> None:
+def test_bytes_behind_a_complete_request_are_refused(pool: ConnectionPool, server: ScriptedServer) -> None:
     with pool.connection() as conn:
         conn.request("GET", "/first")
-        conn.send(SMUGGLED)
+        with pytest.raises(ValueError, match="more than the 0 that are left"):
+            conn.send(SMUGGLED)
         assert conn.getresponse().read() == b"/first"
-        assert conn.state is State.CLOSED
     assert pool.request("GET", "/mine").data == b"/mine"
+    assert [request.target for request in server.requests] == ["/first", "/mine"]
 
 
 def test_short_body_is_not_waited_for_by_the_next_request(scripted_server: ServerFactory, audit: ResourceAudit) -> None:

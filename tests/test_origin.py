@@ -62,6 +62,7 @@ def test_host_and_port_are_split(host: str, port: int | str | None, expected: tu
         "orders%2fevil",
         "b\xfccher..de",
         "b\xfccher" * 10,
+        "b\xfccher." * 100,
         "b\xfccher\uff0fevil",
         "user\uff20b\xfccher",
         "b\xfccher\uff05.de",

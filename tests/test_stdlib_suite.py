@@ -74,8 +74,6 @@ INSIDE: Mapping[str, str] = {
 }
 
 
-
-
 def _theirs() -> types.ModuleType | None:
     """Execute the interpreter's test file against our module; ``None`` where the interpreter came without it."""
     with contextlib.suppress(ModuleNotFoundError):
