@@ -796,40 +796,53 @@ class HTTPConnection:
             OSError: The socket's own errors, timeouts among them.
         """
         transport = self._transport
-        if transport.__class__ is not Transport or self.response_class is not HTTPResponse or self.debuglevel > 0:
+        if (
+            transport is None
+            or transport.__class__ is not Transport
+            or transport.buffer
+            or self.response_class is not HTTPResponse
+            or self._body_left
+            or self._upload is not None
+            or self._send_fault is not None
+            or self.debuglevel > 0
+        ):
             return self._respond(self.response_class)
         self._advance(GETRESPONSE)
-        assert transport is not None
-        # The usual case in few steps: a head of the usual kind that has arrived whole.
+        # The usual case in few steps: a head of the usual kind that arrives whole.  What can be done before the wait is
+        # done before it: a core that has slept runs the same code for twice the price.
         try:
-            data = transport.buffer or transport.more()
-            usual = usual_head(data, self._method, self._limits)
-            is_plain = self._upload is None and not self._body_left and self._send_fault is None
-            if usual is None or not is_plain or transport.at:
+            response = HTTPResponse.__new__(HTTPResponse)
+            response._transport = transport
+            response._owner = self
+            response._url = self._target
+            response._method = method = self._method
+            limits = self._limits
+            body = Body.__new__(Body)
+            body._transport = transport
+            body._limits = limits
+            self._reader = weakref.ref(response)
+            data = transport.more()
+            usual = usual_head(data, method, limits)
+            if usual is None:
                 transport.buffer = data
                 return self._begin(transport, HTTPResponse)
+            head, head_end, body_end = usual
+            self._head = response._head = body._head = head
+            if head_end < len(data):
+                transport.buffer = data
+                transport.at = head_end
+            if head_end == body_end:
+                self._body_ended(None)
+                return response
+            body.left = head.length
+            self._body = response._body = body
+            if body_end > len(data):
+                transport.hold()
+            return response
         except BaseException as fault:
             if self._state is not CLOSED:  # else _begin() has seen to it
                 self._no_response(fault)
             raise
-        response = HTTPResponse.__new__(HTTPResponse)
-        response._transport = transport
-        response._owner = self
-        response._url = self._target
-        response._method = self._method
-        head, head_end, body_end = usual
-        self._head = response._head = head
-        self._body = response._body = body = Body(transport, head, self._limits)
-        if head_end < len(data):
-            transport.buffer = data
-            transport.at = head_end
-        if body.is_complete:
-            response._body = None
-            self._body_ended(body)
-        elif body_end > len(data):
-            transport.hold()
-        self._reader = weakref.ref(response)
-        return response
 
     def _respond(self, response_class: type[_Response]) -> _Response:
         self._advance(GETRESPONSE)
