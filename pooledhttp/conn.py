@@ -134,9 +134,9 @@ class HTTPConnection:
     __slots__ = ("__dict__", "__weakref__", "_asks_first", "_body", "_body_left", "_clock", "_close_reasons",
                  "_constant_fields", "_create_connection", "_deadline", "_dialer", "_exchanges",
                  "_failed_unanswered", "_failed_unsent", "_guard", "_head", "_host", "_is_probed", "_is_users_own",
-                 "_lease", "_limits", "_method", "_opened_seconds", "_port", "_proxy_fields", "_reader",
-                 "_send_fault", "_started", "_state", "_target", "_timeouts", "_transport", "_tunnel_opened",
-                 "_tunnel_wanted", "_upload", "blocksize", "source_address", "timeout")  # fmt: skip
+                 "_lease", "_limits", "_method", "_opened_seconds", "_opened_transport", "_port", "_proxy_fields",
+                 "_reader", "_send_fault", "_started", "_state", "_target", "_timeouts", "_transport",
+                 "_tunnel_opened", "_tunnel_wanted", "_upload", "blocksize", "source_address", "timeout")  # fmt: skip
 
     default_port = HTTP_PORT
     response_class: type[HTTPResponse] = HTTPResponse
@@ -188,6 +188,7 @@ class HTTPConnection:
         # Guards the state alone, for the length of a look-up: two threads cannot both begin a request.
         self._guard = threading.Lock()
         self._transport: Transport | None = None
+        self._opened_transport: Transport | None = None  # by connect(); another one was assigned by somebody
         self._method = "GET"
         self._target = "/"
         self._started: list[Field] = []
@@ -403,6 +404,7 @@ class HTTPConnection:
             raise
         transport = Transport(sock, clock=self._clock) if isinstance(sock, socket.socket) else transport_for(sock)
         self._install(transport)
+        self._opened_transport = transport
         self._tunnel_opened = self._tunnel_wanted
         self._opened_seconds.append(self._clock() - started)
         self._advance(CONNECT)
@@ -1095,7 +1097,7 @@ class HTTPConnection:
         transport = self._transport
         if transport is None:
             return
-        self._transport = None
+        self._transport = self._opened_transport = None
         self._close_reasons.append(reason)
         transport.close()
 

@@ -501,6 +501,7 @@ class Lender:
         transport = conn._transport
         is_ours = entry.balance == 1 and conn._tunnel_wanted is conn._tunnel_opened is entry.tunnel
         is_ours = is_ours and conn._constant_fields is self._constant_fields  # else host or port was changed
+        is_ours = is_ours and transport is conn._opened_transport  # else sock was assigned
         return is_ours and transport is not None and transport.is_open
 
     def _settle(self, conn: HTTPConnection) -> DrainOutcome | None:

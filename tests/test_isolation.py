@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,7 @@ from pooledhttp.testing import (
     ExpectHead,
     KeepOpen,
     Peer,
+    Repeat,
     ResourceAudit,
     Respond,
     ScriptedServer,
@@ -94,6 +96,21 @@ def test_connection_whose_body_nobody_can_account_for_is_not_used_again(
         send(conn)
         assert conn.getresponse().read() == b"/first"
         assert conn.state is state
+
+
+def test_connection_that_was_given_another_socket_is_lent_to_nobody_else(
+    pool: ConnectionPool, scripted_server: ServerFactory, server: ScriptedServer
+) -> None:
+    elsewhere = scripted_server(default=[Repeat([ExpectHead(), Respond(body=b"elsewhere")])])
+    with pool.connection() as conn:
+        conn.connect()
+        ours = conn.sock
+        conn.sock = socket.create_connection(elsewhere.address)
+        conn.request("GET", "/first")
+        assert conn.getresponse().read() == b"elsewhere"
+    ours.close()
+    assert pool.stats().idle == 0
+    assert pool.request("GET", "/mine").data == b"/mine"
 
 
 def test_bytes_behind_a_complete_request_are_refused(pool: ConnectionPool, server: ScriptedServer) -> None:
