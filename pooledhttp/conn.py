@@ -111,6 +111,10 @@ Exchange = tuple[Head, bytes, list[tuple[str, str]]]
 _Response = TypeVar("_Response", bound=HTTPResponse)
 
 
+# What is read at once of a body that is a file, in bytes; http.client's number.
+BLOCKSIZE: Final = 8192
+
+
 class HTTPConnection:
     """A connection to an HTTP server, as documented for ``httplib`` and ``http.client``.
 
@@ -162,7 +166,7 @@ class HTTPConnection:
         port: int | str | None = None,
         timeout: float | object | None = GLOBAL_DEFAULT_TIMEOUT,
         source_address: SourceAddress | None = None,
-        blocksize: int = 8192,
+        blocksize: int = BLOCKSIZE,
         *,
         strict: bool = True,
         max_response_headers: int | None = None,
@@ -283,27 +287,36 @@ class HTTPConnection:
 
     @property
     def host(self) -> str:
-        """Name or address of the server, or of the proxy if there is a tunnel.  A new one holds when it connects next.
+        """Name or address of the server, or of the proxy if there is a tunnel.
+
+        A new one is the Host of the next request, and where the next `connect` goes.
 
         Raises:
             InvalidURL: It is malformed.
+            RuntimeError: The connection was lent by a pool, which decides where it goes.
         """
         return self._host
 
     @host.setter
     def host(self, host: str) -> None:
+        self._refuse_if_lent()
         self._host, _ = split_host_port(host, self._port, self.default_port)
         self._renew_constant_fields()
 
     @property
     def port(self) -> int:
-        """TCP port.  A new one holds when it connects next."""
+        """TCP port; see `host`."""
         return self._port
 
     @port.setter
     def port(self, port: int) -> None:
+        self._refuse_if_lent()
         _, self._port = split_host_port(self._host, port, self.default_port)
         self._renew_constant_fields()
+
+    def _refuse_if_lent(self) -> None:
+        if self._dialer is not None:
+            raise RuntimeError("the connection was lent by a pool, which decides where it goes")
 
     def _renew_constant_fields(self) -> None:
         if self._tunnel_wanted is None:
@@ -389,9 +402,9 @@ class HTTPConnection:
         with self._guard:
             if self._state not in CONNECT:
                 raise self._refusal(Event.CONNECT)
+        sys.audit("http.client.connect", self, self.host, self.port)  # documented
         if self._transport is not None:
             self._drop(CloseReason.CLIENT_CLOSE)
-        sys.audit("http.client.connect", self, self.host, self.port)  # documented
         started = self._clock()
         deadline = self._connect_deadline()
         try:
@@ -501,31 +514,33 @@ class HTTPConnection:
         if self._has_own_steps:
             self._request_by_steps(method, url, body, headers, encode_chunked=encode_chunked)
             return
-        if body is None and not headers and self._state is IDLE and method in BODILESS and self.debuglevel <= 0:
-            # The usual case in few steps: nothing to prepare, and an open connection.
-            transport = self._transport
-            if self._exchanges and not self._is_probed and transport is not None:
-                reason = transport.staleness()
-                if reason is not None:
-                    self._end(reason)
-                    transport = None
-            if transport is not None:
-                lines = self._constant_fields.lines
-                head = request_head(method, url or "/", (), version=self._http_vsn_str, checked_lines=lines)
-                self._advance(REQUEST)
-                self._method = method
-                self._target = url
-                self._body_left = 0
-                self._head = self._send_fault = self._upload = None
-                self._is_probed = False
-                transport.any_sent = transport.any_received = False
+        transport = self._transport
+        if (
+            body is None
+            and not headers
+            and transport is not None
+            and self._state is IDLE
+            and method in BODILESS
+            and self.debuglevel <= 0
+            and (self._is_probed or transport.is_quiet())
+        ):
+            # The usual case in few steps: nothing to prepare, and an open connection of which nothing was heard.
+            lines = self._constant_fields.lines
+            head = request_head(method, url or "/", (), version=self._http_vsn_str, checked_lines=lines)
+            self._advance(REQUEST)
+            self._method = method
+            self._target = url
+            self._body_left = 0
+            self._head = self._send_fault = self._upload = None
+            self._is_probed = False
+            transport.any_sent = transport.any_received = False
+            try:
                 sys.audit("http.client.send", self, head)  # documented
-                try:
-                    transport.send(head)
-                except BaseException as fault:
-                    self._sending_failed(fault)
-                    raise
-                return
+                transport.send(head)
+            except BaseException as fault:
+                self._sending_failed(fault)
+                raise
+            return
         self.perform(
             prepare(
                 method,
@@ -546,13 +561,7 @@ class HTTPConnection:
             CannotSendRequest: A request is under way.
             OSError: The socket's own errors; an answer may still be there for `getresponse`.
         """
-        if self._exchanges and not self._is_probed:
-            self._close_if_stale()
-        self._is_probed = False
-        if self._transport is None:
-            self._advance(PUTREQUEST)
-        else:
-            self._advance(REQUEST)
+        self._claim()
         self._method = prepared.method
         self._target = prepared.target
         self._body_left = prepared.announced
@@ -561,12 +570,19 @@ class HTTPConnection:
         if prepared.binds_connection:
             self._is_users_own = True
 
-    def _close_if_stale(self) -> None:
-        """Close an idle connection that the peer has ended or spoken on: its next answer would be somebody else's."""
-        if self._state is IDLE:
-            reason = self.staleness()
+    def _claim(self) -> None:
+        """Begin a request; a connection that its peer has ended or spoken on is closed, to be opened anew.
+
+        What such a peer has said would be taken for the answer.  The state comes first: another thread's request may be
+        under way, and its answer is none of our business.
+        """
+        self._advance(PUTREQUEST)
+        transport = self._transport
+        if transport is not None and not self._is_probed:
+            reason = transport.staleness()
             if reason is not None:
-                self._end(reason)
+                self._drop(reason)
+        self._is_probed = False
 
     def _request_by_steps(
         self, method: str, url: str, body: BodySource | None, headers: Headers, *, encode_chunked: bool
@@ -605,10 +621,7 @@ class HTTPConnection:
         """
         check_method(method)
         check_target(url or "/")
-        if self._exchanges and not self._is_probed:
-            self._close_if_stale()
-        self._is_probed = False
-        self._advance(PUTREQUEST)
+        self._claim()
         self._method = method
         self._target = url or "/"
         host, accept_encoding = self._constant_fields
@@ -654,13 +667,17 @@ class HTTPConnection:
         """
         if self._state is not REQUEST_STARTED:
             raise CannotSendHeader(self._state.name)
+        is_chunked = encode_chunked and message_body is not None
+        if is_chunked and not {"content-length", "transfer-encoding"} & {lower(name) for name, _ in self._started}:
+            self._started.append(("Transfer-Encoding", "chunked"))  # else the server would take them for a request
         head = request_head(self._method, self._target, self._started, version=self._http_vsn_str)
         if isinstance(message_body, str):
             message_body = encode_body(message_body)
         declared = declared_length(self._started)
-        is_chunked = encode_chunked and message_body is not None
         if is_chunked:
-            self._body_left = 0 if declared is None else -1
+            if declared is not None:
+                raise ValueError("a body in chunks goes with Transfer-Encoding: chunked, and without Content-Length")
+            self._body_left = 0
         else:
             length = body_length(message_body)
             if declared is not None and length is not None and length > declared:
@@ -681,20 +698,24 @@ class HTTPConnection:
             is_counted: Whether its bytes are to be counted against what the head has announced.
         """
         transport = self._transport
-        if transport is None:
-            if not self.auto_open:
-                self._advance(FAULT)
-                raise NotConnected("the connection is closed and auto_open is off")
-            self.connect()
-            transport = self._transport
-            assert transport is not None
-        if self._state is REQUEST_STARTED:
-            self._advance(ENDHEADERS)
+        try:
+            if transport is None:
+                if not self.auto_open:
+                    raise NotConnected("the connection is closed and auto_open is off")
+                self.connect()
+                transport = self._transport
+                if transport is None:
+                    raise NotConnected("connect() has not connected")
+            self._advance(ENDHEADERS)  # not if another thread has closed it meanwhile
+        except BaseException:
+            self._drop(CloseReason.CLIENT_CLOSE)
+            self._advance(FAULT)
+            raise
         self._send_fault = self._upload = None
         transport.any_sent = transport.any_received = False
-        if self.debuglevel > 0:
-            print("send:", repr(redacted(head)))
         try:
+            if self.debuglevel > 0:
+                print("send:", repr(redacted(head)))
             if self._has_own_send:
                 self._transmit_by_send(head, body, is_chunked=is_chunked, is_counted=is_counted)
                 return
@@ -711,16 +732,15 @@ class HTTPConnection:
         body_left, asks_first = self._body_left, self._asks_first
         self._body_left, self._asks_first = -1, False  # send() is not told what is head, framing and body
         self.send(head)
-        upload = self._upload
-        if upload is None:
-            return  # it has not passed it on
         self._asks_first = asks_first
         if is_counted:
             self._body_left = body_left
+        upload = self._upload  # there is none if send() has passed nothing on, but written by itself
         if body is not None:
-            for frame in upload.watched(frames(body, self.blocksize, is_chunked=is_chunked)):
+            wire = frames(body, self.blocksize, is_chunked=is_chunked)
+            for frame in wire if upload is None else upload.watched(wire):
                 self.send(bytes(frame))
-        if not is_counted and not upload.is_refused:
+        if not is_counted and (upload is None or not upload.is_refused):
             self._body_left = body_left
 
     def _sending_failed(self, fault: BaseException) -> None:
@@ -742,16 +762,15 @@ class HTTPConnection:
                 limits=self._limits,
                 announce=lambda data: sys.audit("http.client.send", self, data),  # documented
             )
-        if self._asks_first:
+        if self._asks_first and body_length(body) != 0:
             self._asks_first = False
             upload.await_continue(self.expect_continue_timeout, clock=self._clock)
-        at_most = self._body_left if is_counted and self._body_left >= 0 else None
+        body_left, self._body_left = self._body_left, -1  # a response that another thread reads meanwhile ends it all
+        at_most = body_left if is_counted and body_left >= 0 else None
         if not upload.is_refused:
             sent = upload.send(body, blocksize=self.blocksize, is_chunked=is_chunked, at_most=at_most)
-            if at_most is not None:
-                self._body_left = at_most - sent
-        if upload.is_refused:
-            self._body_left = -1
+            if self._upload is upload and not upload.is_refused:
+                self._body_left = body_left if at_most is None else at_most - sent
 
     def send(self, data: BodySource) -> None:
         """Send body data behind `endheaders`, as it is.
@@ -769,7 +788,8 @@ class HTTPConnection:
         if self._state is UNREAD_RESPONSE:
             raise self._unread()
         transport = self._transport
-        if self._state is not REQUEST_SENT and not isinstance(transport, FileTransport):
+        is_foreign = isinstance(transport, FileTransport) and self._state is not REQUEST_STARTED
+        if self._state is not REQUEST_SENT and not is_foreign:
             # A server would take these bytes for a request, and its answer for that of the next one.
             raise CannotSendRequest(f"send() belongs between endheaders() and getresponse() ({self._state.name})")
         assert transport is not None
@@ -824,6 +844,8 @@ class HTTPConnection:
             body._limits = limits
             self._reader = weakref.ref(response)
             data = transport.more()
+            if self._transport is not transport:
+                raise NotConnected("the connection was closed meanwhile")
             usual = usual_head(data, method, limits)
             if usual is None:
                 transport.buffer = data
@@ -896,8 +918,8 @@ class HTTPConnection:
         self._target = prepared.target
         self._head = self._send_fault = self._upload = None
         transport.any_sent = transport.any_received = False
-        sys.audit("http.client.send", self, prepared.head)  # documented
         try:
+            sys.audit("http.client.send", self, prepared.head)  # documented
             try:
                 transport.send(prepared.head)
             except PEER_STOPPED_READING as fault:
@@ -950,6 +972,8 @@ class HTTPConnection:
         return head, content, list(body.trailers)
 
     def _receive_begun(self, head: Head, body: Body | None) -> None:
+        if self._transport is None:
+            raise NotConnected("the connection was closed meanwhile")
         self._head = head
         self._body = body
         if self._send_fault is not None or self._body_left or (self._upload is not None and self._upload.is_last):
@@ -957,6 +981,7 @@ class HTTPConnection:
         if head.status == 101 or self._method == "CONNECT":
             head.is_persistent = False
             if self._switches_protocol(head):
+                self._body = None  # what follows is none, and the socket is the borrower's
                 return
         if head.status == 401 and offers_to_bind(head.get("www-authenticate") or ""):
             self._is_users_own = True
@@ -982,8 +1007,8 @@ class HTTPConnection:
         self._body = None
         self._exchanges += 1
         transport, head = self._transport, self._head
-        assert transport is not None
-        assert head is not None
+        if transport is None or head is None:
+            return  # closed meanwhile by another thread
         if transport._held is not None:
             transport.unhold()
         if head.is_persistent and not transport.buffer:
@@ -1016,19 +1041,19 @@ class HTTPConnection:
         Returns:
             Whether the connection is idle now.
         """
-        body, transport = self._body, self._transport
+        body, transport, head = self._body, self._transport, self._head
+        if head is not None and self._state is UNREAD_RESPONSE and self._switches_protocol(head):
+            self._end(CloseReason.CLIENT_CLOSE)  # it speaks another protocol now: none that we could read to the end
+            return False
         if body is None or transport is None:
             return self._state is IDLE
-        head = self._head
         if (
             isinstance(transport, FileTransport)
             or head is None
             or not head.is_persistent
             or (body.left or 0) > max_bytes
-            or head.status == 101
         ):
-            # What speaks another protocol now was never ours to read to the end.
-            self._end(CloseReason.CLIENT_CLOSE if head is not None and head.status == 101 else CloseReason.UNREAD)
+            self._end(CloseReason.UNREAD)
             return False
         left = max_bytes
         try:
@@ -1143,6 +1168,8 @@ class HTTPSConnection(HTTPConnection):
         As `HTTPConnection`; `OSError` and `ssl.SSLError` for the two files.
     """
 
+    __slots__ = ("_context", "_server_hostname", "cert_file", "key_file")
+
     default_port = HTTPS_PORT
 
     def __init__(
@@ -1153,7 +1180,7 @@ class HTTPSConnection(HTTPConnection):
         timeout: float | object | None = GLOBAL_DEFAULT_TIMEOUT,
         source_address: SourceAddress | None = None,
         context: ssl.SSLContext | None = None,
-        blocksize: int = 8192,
+        blocksize: int = BLOCKSIZE,
         key_file: str | os.PathLike[str] | None = None,
         cert_file: str | os.PathLike[str] | None = None,
         check_hostname: bool | None = None,

@@ -27,7 +27,7 @@ from typing import Final, Self
 from urllib.parse import unquote_to_bytes
 
 from .config import PoolConfig, proxy_of
-from .conn import HTTPConnection, HTTPSConnection
+from .conn import BLOCKSIZE, HTTPConnection, HTTPSConnection
 from .dial import Dialer, default_tls_context
 from .errors import AcquireTimeout, InvalidURL, PoolClosed, PoolFull, TunnelError
 from .origin import split_host_port
@@ -55,6 +55,8 @@ _REUSED: Final = AcquireOutcome.REUSED
 _KEEP_ALIVE_MARGIN: Final = 1.0
 # Connections of the same moment must not all end in the same moment.
 _AGE_JITTER: Final = 0.1
+# What we set on a connection ourselves; whatever else stands there was a borrower's.
+_OUR_ATTRIBUTES: Final = {"debuglevel", "expect_continue_timeout"}
 # So many finished leases are sorted into the histograms at a time.
 _SORTED_AT_ONCE: Final = 64
 # How many entries the cold end is swept by at each release: reuse is LIFO, so nobody else ever looks there.
@@ -502,6 +504,7 @@ class Lender:
         is_ours = entry.balance == 1 and conn._tunnel_wanted is conn._tunnel_opened is entry.tunnel
         is_ours = is_ours and conn._constant_fields is self._constant_fields  # else host or port was changed
         is_ours = is_ours and transport is conn._opened_transport  # else sock was assigned
+        is_ours = is_ours and conn.blocksize == BLOCKSIZE and conn.__dict__.keys() <= _OUR_ATTRIBUTES
         return is_ours and transport is not None and transport.is_open
 
     def _settle(self, conn: HTTPConnection) -> DrainOutcome | None:

@@ -73,7 +73,7 @@ def _to_ascii(host: str) -> str:
         name = host.encode("idna").decode("ascii")
     except UnicodeError as fault:
         raise InvalidURL(f"host is not valid: {host[:60]!r} has no form in ASCII ({fault})") from None
-    if _ends_in_number(name):
+    if _ends_in_number(name) or not name.isascii() or any(mark in name for mark in ":[]%"):
         raise InvalidURL(f"host is not valid: {host[:60]!r} is an address in disguise ({name[:60]})")
     return name
 

@@ -246,9 +246,12 @@ class ConnectionPool(Lender):
             except BaseException as fault:
                 self._abort(conn, fault, None, 0.0)
                 raise
+            conn._is_probed = False  # its borrower may take his time
             return conn
         timeouts, lease_deadline = self._limits(timeout, None)
-        return self._acquire(now, timeouts, lease_deadline)
+        conn = self._acquire(now, timeouts, lease_deadline)
+        conn._is_probed = False  # as above
+        return conn
 
     def release(self, conn: HTTPConnection) -> None:
         """Take a connection back; a second time does nothing, as long as nobody else has borrowed it meanwhile.

@@ -40,7 +40,7 @@ BODILESS: Final = IDEMPOTENT - _BODY_EXPECTED
 _NO_BODY: Final = "data should be a bytes-like object or an iterable, got %r"
 # No length that fits a file has more digits than this.
 _LENGTH_DIGITS: Final = 19
-_SECRET_FIELDS: Final = (b"authorization:", b"proxy-authorization:", b"cookie:")
+_SECRET_FIELDS: Final = (b"authorization:", b"proxy-authorization:", b"cookie:", b"set-cookie:")
 
 
 class PreparedRequest:
@@ -127,6 +127,8 @@ def prepare(
     fields, body, is_chunked, names = complete_fields(
         method, body, headers, constant_fields=constant_fields, encode_chunked=encode_chunked
     )
+    if "content-length" in names and hasattr(body, "read") and body_length(body) == declared_length(fields):
+        body = SizedFile(cast("Readable", body), body_length(body) or 0)  # the caller's length is that of the file
     announced = 0 if is_chunked else _announced(fields, body, names, is_strict=is_strict)
     head = request_head(method, target or "/", fields, version=version)
     expects = "expect" in names and body_length(body) != 0 and expects_continue(fields)
@@ -188,14 +190,18 @@ offers_to_bind = re.compile(r"(?i)(?<![^ \t,])(?:ntlm|negotiate)(?![^ \t,])").se
 
 def _announced(fields: list[Field], body: BodySource | None, names: set[str], *, is_strict: bool) -> int:
     """Return `PreparedRequest.announced` for a body that we do not put into chunks."""
+    if body is not None and not isinstance(body, (bytes, SizedFile)) and body_length(body) is not None:
+        is_fixed = False  # a buffer: somebody may make it longer or shorter before it is sent
+    else:
+        is_fixed = True
     if names.isdisjoint({"content-length", "transfer-encoding"}):
-        return 0  # the head says what we know of the body
+        return 0 if is_fixed else body_length(body) or 0  # the head says what we know of the body
     declared = declared_length(fields)
     if declared is None:
         return -1  # the caller has encoded the body; nobody checks how
     length = body_length(body)
     if length == declared:
-        return 0
+        return 0 if is_fixed else declared
     if length is not None and (is_strict or length > declared):
         # What is too much would be taken for the next request, and of what is too little the next request for the rest.
         raise ValueError(f"the body has {length} bytes, but Content-Length says {declared}")
@@ -366,6 +372,11 @@ class SizedFile:
             raise self.shrank(self._left)
         self._left -= len(block)
         return block
+
+    @property
+    def source(self) -> Readable:
+        """The file itself."""
+        return self._file
 
     def shrank(self, missing: int) -> ValueError:
         """Return the error for a file that ended before its length."""

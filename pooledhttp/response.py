@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _Default = TypeVar("_Default")
+_SECRET_FIELDS = {"set-cookie"}
 
 
 def read_head(transport: Transport, method: str, limits: Limits = DEFAULT_LIMITS) -> Head:
@@ -166,20 +167,24 @@ class Body:
     def read_line(self, limit: int) -> bytes:
         """Return bytes up to and with the next newline, at most `limit` (-1: unbounded); none when complete."""
         line = bytearray()
-        while not self.is_complete and (limit < 0 or len(line) < limit):
-            transport = self._transport
-            if self._head.chunked and self._chunk_left <= 0 and not self._begin_chunk():
-                break
-            if not transport.buffer:
-                # One byte at most would be taken beyond the line by a transport that reads exactly.
-                piece = self.read_some(1)
-            else:
-                newline = transport.buffer.find(b"\n", transport.at)
-                here = (newline + 1 if newline >= 0 else len(transport.buffer)) - transport.at
-                piece = self.read_some(here if limit < 0 else min(here, limit - len(line)))
-            line += piece
-            if piece.endswith(b"\n"):
-                break
+        try:
+            while not self.is_complete and (limit < 0 or len(line) < limit):
+                transport = self._transport
+                if self._head.chunked and self._chunk_left <= 0 and not self._begin_chunk():
+                    break
+                if not transport.buffer:
+                    # One byte at most would be taken beyond the line by a transport that reads exactly.
+                    piece = self.read_some(1)
+                else:
+                    newline = transport.buffer.find(b"\n", transport.at)
+                    here = (newline + 1 if newline >= 0 else len(transport.buffer)) - transport.at
+                    piece = self.read_some(here if limit < 0 else min(here, limit - len(line)))
+                line += piece
+                if piece.endswith(b"\n"):
+                    break
+        except IncompleteRead as fault:
+            fault.partial = bytes(line)
+            raise
         return bytes(line)
 
     def peek(self) -> bytes:
@@ -229,6 +234,8 @@ class Body:
 
     def _expect_chunk_end(self) -> None:
         ending = self._transport.take(2)
+        if ending == b"\r\n":
+            return
         if ending == b"\r":
             ending += self._transport.take(1)
         if ending in (b"", b"\r"):
@@ -314,7 +321,7 @@ class HTTPResponse(io.BufferedIOBase):
         if self.debuglevel > 0:
             print("reply:", repr(f"HTTP/1.{head.version - 10} {head.status} {head.reason}\r\n"))
             for name, value in head.fields:
-                print("header:", name + ":", value)
+                print("header:", name + ":", "[hidden]" if name.lower() in _SECRET_FIELDS else value)
 
     # --- the head ---------------------------------------------------------------------------------
 

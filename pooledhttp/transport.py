@@ -15,6 +15,7 @@ never reads a byte beyond what is asked for.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -70,6 +71,8 @@ class _MainThread:
 main_thread = _MainThread()
 _READABLE: Final = getattr(select, "POLLIN", 1)
 _WRITABLE: Final = getattr(select, "POLLOUT", 4)
+# poll() takes a C int.
+_LONGEST_POLL: Final = 2**31 - 1
 _DONT_WAIT: Final = getattr(socket, "MSG_DONTWAIT", 0)
 # What one send takes at most where nobody waits for it: more than a socket's buffer has room for, as a rule.
 _SEND_BYTES: Final = 1 << 20
@@ -321,12 +324,21 @@ class Transport:
     @property
     def can_listen(self) -> bool:
         """Whether the socket can be asked for what has arrived without waiting for more."""
-        return isinstance(self.sock, socket.socket)
+        sock = self.sock
+        if not isinstance(sock, socket.socket):
+            return False
+        # Not one that does something to the bytes, or counts them, on their way.
+        return self._is_tls or (type(sock).send is socket.socket.send and type(sock).sendall is socket.socket.sendall)
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the socket encrypts."""
+        return self._is_tls
 
     @property
     def can_send_files(self) -> bool:
         """Whether nothing stands between a file and the wire, so that the kernel can send it."""
-        return hasattr(os, "sendfile") and self.can_listen and not isinstance(self.sock, ssl.SSLSocket)
+        return hasattr(os, "sendfile") and not self._is_tls and self.can_listen
 
     def set_blocking(self, *, is_blocking: bool) -> bool:
         """Have the descriptor block or not, whatever the socket believes; return whether it did."""
@@ -338,11 +350,12 @@ class Transport:
             os.set_blocking(descriptor, is_blocking)
         return was_blocking
 
-    def wait_to_send(self, *, or_receive: bool) -> bool:
+    def wait_to_send(self, *, or_receive: bool, since: float) -> bool:
         """Wait until there is room to send; return whether something can be received instead.
 
         Args:
             or_receive: Whether to listen; without it only room to send ends the wait.
+            since: When the peer took the last byte, on the monotonic clock.
 
         Raises:
             WriteTimeout: The peer took no byte for the write limit.
@@ -355,33 +368,44 @@ class Transport:
             raise deadline.exceeded()
         wait = _make_poll(self.sock, _WRITABLE | _READABLE if or_receive else _WRITABLE)
         events = wait(0)
-        since = self._clock()
         while not events:
             events = wait(self._milliseconds_left(since))
-        return or_receive and bool(events[0][1] & _READABLE)
+        if not or_receive or not events[0][1] & _READABLE:
+            return False
+        if not events[0][1] & _WRITABLE:
+            self._milliseconds_left(since)  # what it says byte by byte is no reason to wait for ever
+        return True
 
     def _milliseconds_left(self, since: float) -> int | None:
         """Return how long poll() may wait for room to send; raise when it may not."""
         if self._is_bounded:
             left = self._left(self._write_limit, since, WriteTimeout)
-            return None if left == math.inf else math.ceil(left * 1000)
+            return None if left == math.inf else min(math.ceil(left * 1000), _LONGEST_POLL)
         timeout = self.sock.gettimeout()
         if timeout is None:
             return None
         left = since + timeout - self._clock()
         if left <= 0:
             raise TimeoutError("timed out")  # the socket's own words
-        return math.ceil(left * 1000)
+        return min(math.ceil(left * 1000), _LONGEST_POLL)
+
+    def clock(self) -> float:
+        """Return the seconds of the monotonic clock that judges the limits."""
+        return self._clock()
 
     def send_some(self, data: memoryview) -> int:
-        """Send what there is room for, behind `wait_to_send`; return how many bytes went."""
+        """Send what there is room for; return how many bytes went.  Over TLS, where that may wait, it is one record."""
         sock = self.sock
         if isinstance(sock, ssl.SSLSocket):
             record = data[:_RECORD_BYTES]
             self.send(record)
             return len(record)
         try:
-            sent = sock.send(data[:_SEND_BYTES], _DONT_WAIT)
+            if sock.gettimeout() is None:
+                sent = sock.send(data[:_SEND_BYTES], _DONT_WAIT)
+            else:
+                # Its descriptor does not block, but its send() would wait for room, and hear nothing meanwhile.
+                sent = os.write(sock.fileno(), data[:_SEND_BYTES])
         except _WAKE_UPS:
             return 0
         if sent:
@@ -401,7 +425,7 @@ class Transport:
                     sock.settimeout(timeout)
             else:
                 arrived = sock.recv(RECEIVE_BYTES, _DONT_WAIT)
-        except (*_WAKE_UPS, ssl.SSLWantReadError):
+        except (*_WAKE_UPS, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
         except ssl.SSLEOFError:
             self.is_truncated = True
@@ -621,15 +645,25 @@ class Transport:
         One system call while the connection is quiet.  Readable means that the peer has ended it, reset it or
         said something that nobody asked for; only TLS has legal messages then (a session ticket).
         """
+        if self.is_quiet():
+            return None
+        if not self.is_open:
+            return CloseReason.CLIENT_CLOSE  # somebody has closed the socket, not the connection
+        return CloseReason.LEFTOVER if self.buffer else self._what_arrived()
+
+    def is_quiet(self) -> bool:
+        """Whether the socket is open and nothing has been heard on it since the last response."""
+        if self.sock.fileno() < 0:
+            return False  # before its number, which may be another file's by now, is asked about
         poll = self._poll
         if poll is None:
             poll = self._poll = _make_poll(self.sock, _READABLE)
-        if not poll(0) and not self.buffer and not (self._is_tls and self.sock.pending()):  # type: ignore[attr-defined]
-            return None
-        return CloseReason.LEFTOVER if self.buffer else self._what_arrived()
+        return not poll(0) and not self.buffer and not (self._is_tls and self.sock.pending())  # type: ignore[attr-defined]
 
     def _what_arrived(self) -> CloseReason | None:
         sock = self.sock
+        if not isinstance(sock, socket.socket):
+            return CloseReason.STALE_EOF  # it may not know how to look without taking
         try:
             if isinstance(sock, ssl.SSLSocket):
                 if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -705,6 +739,8 @@ class FileTransport(Transport):
     def __init__(self, sock: ForeignSocket) -> None:
         self._foreign = sock
         self._file: ReadableFile | None = None
+        self._clock = monotonic
+        self._is_tls = False
         self._held = None
         self.buffer = b""
         self.at = 0
@@ -799,6 +835,10 @@ class FileTransport(Transport):
         """Return ``None``: such a socket cannot be asked."""
         return None
 
+    def is_quiet(self) -> bool:
+        """Return True: such a socket cannot be asked."""
+        return True
+
     def fileno(self) -> int:
         """Return the descriptor, if the foreign socket or its file has one."""
         fileno = getattr(self._foreign, "fileno", None) or getattr(self._reader, "fileno", None)
@@ -841,6 +881,8 @@ def _can_use_kernel_timers(sock: socket.socket) -> bool:
 
 def _make_poll(sock: socket.socket, events: int) -> Callable[[int | None], list[tuple[int, int]]]:
     """Return a call that waits for any of the events, in milliseconds; poll, since select fails above 1023."""
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, "the socket was closed meanwhile")
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(sock, events)

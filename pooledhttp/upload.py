@@ -23,6 +23,9 @@ from .wire import Limits, check_unfinished_head, head_end, parse_head
 
 # A chunk up to this many bytes is copied between its framing, to leave in one send.
 _COPIED_BYTES: Final = 65536
+# So many bytes, or seconds, go by between two looks for an answer, while there is room.
+_UNHEARD_BYTES: Final = 65536
+_UNHEARD_SECONDS: Final = 0.05
 # What one sendfile may take: more than any socket's buffer, and it fits every platform's type.
 _SENDFILE_BYTES: Final = 1 << 24
 # How a platform says that it cannot send this file by itself.
@@ -81,7 +84,10 @@ class Upload:
         self._announce = announce
         self._method = method
         self._limits = limits
-        self._is_listening = transport.can_listen
+        self._is_listening = self._can_listen = transport.can_listen
+        self._is_tls = transport.is_tls
+        self._sent_unheard = _UNHEARD_BYTES  # since the last look for an answer
+        self._heard_at = self._taken_at = transport.clock()  # the last look; when the peer took the last byte
         self._is_answered = False
         self._interim_responses = 0
         self._heard = bytearray()  # grows by each segment without being copied; it is given back for the response
@@ -143,6 +149,7 @@ class Upload:
             OSError: The socket's own errors.
         """
         self._take_over()
+        self._taken_at = self._transport.clock()
         try:
             if isinstance(body, SizedFile):
                 sent = self._send_file(body)
@@ -182,12 +189,19 @@ class Upload:
 
     def _send(self, data: memoryview) -> None:
         transport = self._transport
-        if not transport.can_listen:
+        if not self._can_listen:
             transport.send(data)
             return
         while data and not self.is_refused:
-            if self._has_room():
-                data = data[transport.send_some(data) :]
+            if self._is_due(transport) and not self._has_room():
+                continue
+            sent = transport.send_some(data)
+            if sent:
+                data = data[sent:]
+                self._sent_unheard += sent
+                self._taken_at = self._heard_at
+            else:
+                self._sent_unheard = _UNHEARD_BYTES  # there is no room
 
     def _send_file(self, file: SizedFile) -> int | None:
         """Have the kernel send the file; ``None`` where that is not possible, before a byte was sent."""
@@ -195,12 +209,14 @@ class Upload:
         if file.descriptor is None or not transport.can_send_files:
             return None
         sent = 0
-        self._announce(file)
+        self._announce(file.source)
+        self._taken_at = transport.clock()
         was_blocking = transport.set_blocking(is_blocking=False)  # sendfile has no MSG_DONTWAIT
         try:
             while sent < file.length and not self.is_refused:
                 if not self._has_room():
                     continue
+                self._taken_at = transport.clock()
                 try:
                     count = os.sendfile(
                         transport.fileno(), file.descriptor, file.start + sent, min(file.length - sent, _SENDFILE_BYTES)
@@ -220,9 +236,18 @@ class Upload:
             file.leave_at(sent)
         return sent
 
+    def _is_due(self, transport: Transport) -> bool:
+        """Tell whether it is time to listen: not for every small block, but soon for somebody who sends slowly."""
+        now = transport.clock()
+        if self._sent_unheard < _UNHEARD_BYTES and now - self._heard_at < _UNHEARD_SECONDS and not self._is_tls:
+            return False
+        self._heard_at = now
+        self._sent_unheard = 0
+        return True
+
     def _has_room(self) -> bool:
         """Wait for room to send; return whether there is some, and no reason to stop."""
-        if not self._transport.wait_to_send(or_receive=self._is_listening):
+        if not self._transport.wait_to_send(or_receive=self._is_listening, since=self._taken_at):
             return True
         self._listen()
         return False

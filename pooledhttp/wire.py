@@ -482,6 +482,10 @@ def request_head(
         TypeError: A name or value is of another type.
         InvalidURL: The target would break the head.
     """
+    if method.__class__ is not str and isinstance(method, str):
+        method = str.__str__(method)  # as in _text()
+    if target.__class__ is not str and isinstance(target, str):
+        target = str.__str__(target)
     request_line = f"{method} {target} {version}\r\n"
     # The usual request line needs no pattern: a known method, and a target of visible ASCII characters.
     is_usual = (
@@ -574,7 +578,7 @@ def check_host(host: str) -> None:
 
 def _text(part: str | bytes | int) -> str:
     if isinstance(part, str):
-        return part
+        return str.__str__(part)  # a member of a str Enum has another text when it is formatted
     if isinstance(part, (bytes, bytearray)):
         return part.decode("latin-1")
     if isinstance(part, int):

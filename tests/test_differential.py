@@ -105,7 +105,8 @@ def ours(method: str, wire: bytes, sizes: list[int] | None = None) -> Verdict | 
         except ALLOWED_ERRORS:
             assert conn.state is State.CLOSED
             return None
-        assert conn.state in {State.IDLE, State.CLOSED}
+        has_switched = response.status == 101 or (method == "CONNECT" and response.status < 300)
+        assert conn.state in ({State.UNREAD_RESPONSE} if has_switched else {State.IDLE, State.CLOSED})
         is_idle = conn.state is State.IDLE and not sock.unreceived
         conn.close()
         return Verdict(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import enum
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from pooledhttp import ConnectionPool, HTTPConnection, PoolManager
+from pooledhttp import ConnectionPool, HTTPConnection, PoolManager, StreamedResponse
 from pooledhttp.lending import Lender
 from pooledhttp.states import State
 from pooledhttp.testing import (
@@ -240,3 +242,81 @@ def test_pool_that_was_used_last_is_evicted_last(scripted_server: ServerFactory,
         manager.request("GET", servers[2].url)
         assert quiet.is_closed
         assert not busy.is_closed
+
+
+def test_borrower_is_not_given_what_arrived_while_he_took_his_time(
+    scripted_server: ServerFactory, audit: ResourceAudit
+) -> None:
+    speaks = threading.Event()
+    server = scripted_server(
+        [ExpectHead(), Respond(body=b"first"), lambda peer: peer.stall(until=speaks), Send(POISON), KeepOpen()],
+        default=ANSWERS,
+    )
+    with ConnectionPool(server.host, server.port, registry=None) as pool:
+        audit.watch(pool)
+        assert pool.request("GET", "/first").data == b"first"
+        with pool.connection() as conn:
+            speaks.set()
+            assert select.select([conn.sock], [], [], BOUND)[0]
+            conn.request("GET", "/mine")
+            assert conn.getresponse().read() == b"/mine"
+
+
+POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"
+
+
+def test_connection_opened_early_is_not_given_what_arrived_meanwhile(
+    scripted_server: ServerFactory, audit: ResourceAudit
+) -> None:
+    server = scripted_server([Send(POISON), KeepOpen()], default=ANSWERS)
+    conn = HTTPConnection(server.host, server.port)
+    conn.connect()
+    assert select.select([conn.sock], [], [], BOUND)[0]
+    conn.request("GET", "/mine")
+    assert conn.getresponse().read() == b"/mine"
+    conn.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("response_class", StreamedResponse), ("_http_vsn_str", "HTTP/1.0"), ("blocksize", 1), ("auto_open", 0)],
+)
+def test_connection_that_its_borrower_has_changed_is_lent_to_nobody_else(
+    name: str, value: object, pool: ConnectionPool
+) -> None:
+    with pool.connection() as conn:
+        conn.request("GET", "/first")
+        assert conn.getresponse().read() == b"/first"
+        setattr(conn, name, value)
+    assert pool.stats().idle == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("host", "elsewhere.test"), ("port", 1)])
+def test_borrower_cannot_say_where_a_connection_goes(name: str, value: object, pool: ConnectionPool) -> None:
+    with pool.connection() as conn, pytest.raises(RuntimeError, match="lent by a pool"):
+        setattr(conn, name, value)
+
+
+def test_socket_that_was_closed_by_hand_is_replaced(server: ScriptedServer, audit: ResourceAudit) -> None:
+    conn = HTTPConnection(server.host, server.port)
+    for _ in range(3):
+        conn.request("GET", "/mine")
+        assert conn.getresponse().read() == b"/mine"
+        conn.sock.close()
+    conn.close()
+
+
+def test_members_of_a_str_enum_go_out_as_their_text(server: ScriptedServer, audit: ResourceAudit) -> None:
+    class Word(str, enum.Enum):  # noqa: UP042  # not StrEnum: it is formatted by its name
+        POST = "POST"
+        TARGET = "/first"
+        LENGTH = "Content-Length"
+        TYPE = "text/plain"
+
+    conn = HTTPConnection(server.host, server.port)
+    conn.request(Word.POST, Word.TARGET, b"abc", {Word.LENGTH: "3", "Content-Type": Word.TYPE})
+    assert conn.getresponse().read() == b"/first"
+    conn.close()
+    (request,) = server.requests
+    assert (request.method, request.target, request.body) == ("POST", "/first", b"abc")
+    assert request.field("Content-Type") == "text/plain"

@@ -537,17 +537,24 @@ def test_switched_protocol_never_comes_back_to_http(scripted_server: ServerFacto
     with pytest.raises(HTTPException):
         conn.request("GET", "/second")
     response.close()
+    conn.sock.sendall(b"still open")
+    assert conn.sock.recv(100) == b"still open"
+    conn.close()
     assert conn.state is State.CLOSED
     finish(conn)
     assert server.accepted == 2
 
 
-def test_switched_protocol_that_is_read_as_a_response_closes(scripted_server: ServerFactory) -> None:
-    server = scripted_server([ExpectHead(), Send(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), KeepOpen()],
-                             default=[AGAIN])  # fmt: skip
+def test_response_to_a_switched_protocol_reads_as_empty_and_leaves_the_socket(scripted_server: ServerFactory) -> None:
+    server = scripted_server(
+        [ExpectHead(), Send(b"HTTP/1.1 101 Switching Protocols\r\n\r\nfirst words"), KeepOpen()], default=[AGAIN]
+    )
     conn = connection_to(server)
-    assert ask(conn).read() == b""
-    assert conn.state is State.CLOSED
+    with ask(conn) as response:
+        assert response.read() == b""
+        assert response.leftover == b"first words"
+    assert conn.sock.fileno() >= 0
+    conn.close()
     finish(conn)
 
 
@@ -559,7 +566,8 @@ def test_answer_to_connect_makes_a_tunnel_that_never_comes_back_to_http(scripted
     assert response.status == 200
     before = conn.state
     response.close()
-    assert (before, conn.state) == (State.UNREAD_RESPONSE, State.CLOSED)
+    assert (before, conn.state) == (State.UNREAD_RESPONSE, State.UNREAD_RESPONSE)
+    conn.close()
     finish(conn)
 
 

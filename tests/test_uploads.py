@@ -25,12 +25,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import pytest
 import trustme
 
 from pooledhttp import (
+    CannotSendHeader,
     ConnectionPool,
     HTTPConnection,
     HTTPException,
@@ -41,6 +42,7 @@ from pooledhttp import (
     TotalTimeout,
     WriteTimeout,
 )
+from pooledhttp.request import prepare
 from pooledhttp.states import State
 from pooledhttp.testing import (
     Close,
@@ -60,6 +62,7 @@ from pooledhttp.testing import (
     ServerFactory,
     Stall,
     Step,
+    Trickle,
 )
 
 BOUND: Final = 10.0
@@ -1475,3 +1478,143 @@ def test_interim_answer_that_speaks_of_the_end_ends_the_connection_behind_the_up
     assert conn.getresponse().read() == b"hello"
     assert conn.state is State.CLOSED
     finish(conn)
+
+
+def test_file_that_grows_behind_its_given_length_is_cut(line: Line, tmp_path: Path) -> None:
+    path = tmp_path / "body"
+    path.write_bytes(b"abc")
+    server = line.serve(ANSWERS)
+    conn = line.connect_to(server)
+    with path.open("rb") as file:
+        prepared = prepare("POST", "/upload", file, {"Content-Length": "3"}, constant_fields=conn._constant_fields)
+        with path.open("ab") as more:
+            more.write(b"GET /evil HTTP/1.1\r\n\r\n")
+        conn.perform(prepared)
+    assert conn.getresponse().read() == b"hello"
+    finish(conn)
+    assert [request.target for request in server.requests] == ["/upload", "/again"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Length": "3"}], ids=repr)
+def test_buffer_that_grows_before_it_is_sent_is_refused(headers: dict[str, str], line: Line) -> None:
+    server = line.serve([ExpectHead(body=False), KeepOpen()])
+    conn = line.connect_to(server)
+    body = bytearray(b"abc")
+    prepared = prepare("POST", "/upload", body, headers, constant_fields=conn._constant_fields)
+    body += b"GET /evil HTTP/1.1\r\n\r\n"
+    with pytest.raises(ValueError, match="more than the 3 bytes"):
+        conn.perform(prepared)
+    finish(conn)
+    assert b"evil" not in b"".join(peer.received for peer in server.connections)
+
+
+def test_body_in_chunks_by_endheaders_is_announced_if_nobody_did(plain: Line) -> None:
+    server = plain.serve(ANSWERS)
+    conn = plain.connect_to(server)
+    conn.putrequest("POST", "/upload")
+    conn.endheaders(b"abc", encode_chunked=True)
+    assert conn.getresponse().read() == b"hello"
+    finish(conn)
+    assert (server.accepted, server.requests[0].body) == (1, b"abc")
+
+
+def test_body_in_chunks_with_a_length_is_refused(plain: Line) -> None:
+    server = plain.serve(ANSWERS)
+    conn = plain.connect_to(server)
+    conn.putrequest("POST", "/upload")
+    conn.putheader("Content-Length", "4")
+    with pytest.raises(ValueError, match="without Content-Length"):
+        conn.endheaders(b"GET /evil HTTP/1.1\r\n\r\n", encode_chunked=True)
+    conn.close()
+    finish(conn)
+    assert [request.target for request in server.requests] == ["/again"]
+
+
+def test_subclass_whose_send_writes_by_itself_sends_the_whole_body(plain: Line) -> None:
+    class Direct(HTTPConnection):
+        def send(self, data: Any) -> None:
+            self.sock.sendall(data)
+
+    server = plain.serve(ANSWERS)
+    conn = Direct(server.host, server.port, timeout=BOUND)
+    for body in (b"abc", iter([b"a", b"bc"])):
+        conn.request("POST", "/upload", body)
+        assert conn.getresponse().read() == b"hello"
+    finish(conn)
+    assert [request.body for request in server.requests] == [b"abc", b"abc", b""]
+
+
+def test_limit_longer_than_poll_can_count_is_no_error(line: Line) -> None:
+    server = line.serve([ExpectHead(body=False), until_stopped(line), ExpectBody(), HELLO])
+    conn = line.connect_to(server, timeout=40 * 24 * 3600.0)
+    threading.Timer(0.2, line.stopped.set).start()
+    conn.request("POST", "/upload", bytes(PLENTY))
+    assert conn.getresponse().read() == b"hello"
+    conn.close()
+
+
+def until_stopped(line: Line) -> Callable[[Peer], None]:
+    """A step that reads nothing until the client was made to wait."""
+
+    def wait(peer: Peer) -> None:
+        peer.stall(until=line.stopped)
+
+    return wait
+
+
+def test_answer_that_trickles_in_does_not_put_off_the_write_limit(plain: Line) -> None:
+    server = plain.serve([ExpectHead(body=False), Trickle(b"HTTP/1.1 200 OK\r\n" * 1000, 0.1)], default=ANSWERS)
+    conn = plain.connect_to(server, timeout=0.5)
+    with pytest.raises(TimeoutError):
+        conn.request("POST", "/upload", bytes(PLENTY))
+    assert conn.state is State.CLOSED
+    conn.timeout = BOUND
+    finish(conn)
+
+
+def test_connection_that_is_closed_while_it_connects_sends_nothing(plain: Line) -> None:
+    server = plain.serve(ANSWERS)
+    conn = plain.connect_to(server)
+    connect = conn._create_connection
+
+    def closed_meanwhile(*args: Any) -> Any:
+        sock = connect(*args)
+        thread = threading.Thread(target=conn.close)
+        thread.start()
+        thread.join(BOUND)
+        return sock
+
+    conn._create_connection = cast("Any", closed_meanwhile)
+    with pytest.raises(CannotSendHeader):
+        conn.request("GET", "/first")
+    assert (conn.state, conn.sock) == (State.CLOSED, None)
+    conn._create_connection = connect
+    finish(conn)
+    assert [request.target for request in server.requests] == ["/again"]
+
+
+def test_response_that_another_thread_reads_during_the_upload_ends_the_connection(plain: Line) -> None:
+    def answers_the_first_chunk(peer: Peer) -> None:
+        peer.read_head()
+        while b"one" not in peer._buffer:
+            peer._receive()
+        peer.send(HELLO.encode())
+        peer.read_to_end()
+
+    server = plain.serve(answers_the_first_chunk)
+    conn = plain.connect_to(server)
+    heard: list[bytes] = []
+
+    def body() -> Iterator[bytes]:
+        yield b"one"
+        reader = threading.Thread(target=lambda: heard.append(conn.getresponse().read()))
+        reader.start()
+        reader.join(BOUND)
+        yield b"two"
+
+    with pytest.raises(OSError, match=r"closed meanwhile|Bad file descriptor"):
+        conn.request("POST", "/upload", body())
+    assert heard == [b"hello"]
+    assert conn.state is State.CLOSED
+    finish(conn)
+    assert server.accepted == 2
