@@ -740,6 +740,8 @@ class HTTPConnection:
             wire = frames(body, self.blocksize, is_chunked=is_chunked)
             for frame in wire if upload is None else upload.watched(wire):
                 self.send(bytes(frame))
+                if upload is not None and upload.is_refused:
+                    break
         if not is_counted and (upload is None or not upload.is_refused):
             self._body_left = body_left
 
@@ -756,11 +758,12 @@ class HTTPConnection:
     def _send_body(self, transport: Transport, body: BodySource, *, is_chunked: bool, is_counted: bool) -> None:
         upload = self._upload
         if upload is None:
+            me = weakref.ref(self)  # not self: it would be held by what it holds
             upload = self._upload = Upload(
                 transport,
                 method=self._method,
                 limits=self._limits,
-                announce=lambda data: sys.audit("http.client.send", self, data),  # documented
+                announce=lambda data: sys.audit("http.client.send", me(), data),  # documented
             )
         if self._asks_first and body_length(body) != 0:
             self._asks_first = False

@@ -330,7 +330,10 @@ def _file_length(file: object) -> int | None:
     if isinstance(regular, io.BufferedRandom):
         regular.flush()  # what has been written to it and not to the file yet is part of it
     position = regular.tell()
-    length = max(os.fstat(regular.fileno()).st_size - position, 0)
+    status = os.fstat(regular.fileno())
+    length = max(status.st_size - position, 0)
+    if not getattr(status, "st_blocks", 1) and 0 < status.st_size <= 4096:
+        return None  # what lies in /sys claims a page and holds less
     if not length and regular.readable() and regular.read(1):
         regular.seek(position)
         return None  # of size 0, and yet not empty: what lies in /proc is made when it is read
@@ -345,18 +348,16 @@ class SizedFile:
         length: Its length in bytes, which the head has told.
 
     Attributes:
-        descriptor: The file's descriptor, or ``None`` if it has none.
         start: Where in the file the body begins, in bytes.
         length: How long the body is, in bytes.
     """
 
-    __slots__ = ("_file", "_left", "descriptor", "length", "start")
+    __slots__ = ("_file", "_left", "length", "start")
 
     def __init__(self, file: Readable, length: int) -> None:
         self._file = file
         self._left = self.length = length
         regular = _regular(file)
-        self.descriptor = None if regular is None else regular.fileno()
         self.start = 0 if regular is None else regular.tell()
 
     def read(self, size: int, /) -> bytes | str:
@@ -372,6 +373,14 @@ class SizedFile:
             raise self.shrank(self._left)
         self._left -= len(block)
         return block
+
+    def duplicate(self) -> int | None:
+        """Return a descriptor of the file for the caller to close; ``None`` if it has none, or is closed.
+
+        The file's own number may be another file's by the time that it is sent.
+        """
+        regular = _regular(self._file)
+        return None if regular is None else os.dup(regular.fileno())
 
     @property
     def source(self) -> Readable:

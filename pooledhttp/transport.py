@@ -125,9 +125,10 @@ class Transport:
         uses_kernel_timers: Whether the kernel's timers end a wait that is bounded; else ``settimeout`` does.
     """
 
-    __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_held", "_is_bounded", "_is_tls", "_must_arm",
-                 "_poll", "_read_limit", "_recv", "_send", "_what", "_write_limit", "any_received", "any_sent", "at",
-                 "bears_cut_head", "buffer", "is_truncated", "sock", "uses_kernel_timers")  # fmt: skip
+    __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_held", "_is_bounded", "_is_tls",
+                 "_must_arm", "_poll", "_read_limit", "_recv", "_send", "_waits", "_what", "_write_limit",
+                 "any_received", "any_sent", "at", "bears_cut_head", "buffer", "is_truncated", "sock",
+                 "uses_kernel_timers")  # fmt: skip
 
     def __init__(self, sock: socket.socket, *, clock: Clock = monotonic) -> None:
         self.sock = sock
@@ -144,6 +145,7 @@ class Transport:
             # It sends all or, when time is up, does not tell how much: so a record at a time.
             self._send = lambda data: sock.send(memoryview(data)[:_RECORD_BYTES])
         self._poll: Callable[[int | None], list[tuple[int, int]]] | None = None
+        self._waits: dict[bool, Callable[[int | None], list[tuple[int, int]]]] = {}
         self._held: io.RawIOBase | None = None
         self._clock = clock
         self._is_bounded = False
@@ -366,7 +368,12 @@ class Transport:
         deadline = self._deadline
         if deadline is not None and deadline.remaining() <= 0:
             raise deadline.exceeded()
-        wait = _make_poll(self.sock, _WRITABLE | _READABLE if or_receive else _WRITABLE)
+        if self.sock.fileno() < 0:
+            raise OSError(errno.EBADF, "the socket was closed meanwhile")
+        wait = self._waits.get(or_receive)
+        if wait is None:
+            wait = _make_poll(self.sock, _WRITABLE | _READABLE if or_receive else _WRITABLE)
+            self._waits[or_receive] = wait
         events = wait(0)
         while not events:
             events = wait(self._milliseconds_left(since))

@@ -193,20 +193,31 @@ class Upload:
             transport.send(data)
             return
         while data and not self.is_refused:
-            if self._is_due(transport) and not self._has_room():
-                continue
+            late: TimeoutError | None = None
+            try:
+                if self._is_due(transport) and not self._has_room():
+                    continue
+            except TotalTimeout:
+                raise
+            except TimeoutError as fault:
+                if self._is_tls:
+                    raise
+                late = fault  # poll() tells of much room only: there may be some
             sent = transport.send_some(data)
             if sent:
                 data = data[sent:]
                 self._sent_unheard += sent
-                self._taken_at = self._heard_at
+                self._taken_at = transport.clock()
+            elif late is not None:
+                raise late
             else:
                 self._sent_unheard = _UNHEARD_BYTES  # there is no room
 
     def _send_file(self, file: SizedFile) -> int | None:
         """Have the kernel send the file; ``None`` where that is not possible, before a byte was sent."""
         transport = self._transport
-        if file.descriptor is None or not transport.can_send_files:
+        descriptor = file.duplicate() if transport.can_send_files else None
+        if descriptor is None:
             return None
         sent = 0
         self._announce(file.source)
@@ -214,14 +225,21 @@ class Upload:
         was_blocking = transport.set_blocking(is_blocking=False)  # sendfile has no MSG_DONTWAIT
         try:
             while sent < file.length and not self.is_refused:
-                if not self._has_room():
-                    continue
-                self._taken_at = transport.clock()
+                late: TimeoutError | None = None
+                try:
+                    if not self._has_room():
+                        continue
+                except TotalTimeout:
+                    raise
+                except TimeoutError as fault:
+                    late = fault  # as in _send()
                 try:
                     count = os.sendfile(
-                        transport.fileno(), file.descriptor, file.start + sent, min(file.length - sent, _SENDFILE_BYTES)
+                        transport.fileno(), descriptor, file.start + sent, min(file.length - sent, _SENDFILE_BYTES)
                     )
                 except BlockingIOError:
+                    if late is not None:
+                        raise late from None
                     continue
                 except OSError as fault:
                     if sent or fault.errno not in _NO_SENDFILE:
@@ -230,8 +248,10 @@ class Upload:
                 if not count:
                     raise file.shrank(file.length - sent)
                 transport.any_sent = True
+                self._taken_at = transport.clock()
                 sent += count
         finally:
+            os.close(descriptor)
             transport.set_blocking(is_blocking=was_blocking)
             file.leave_at(sent)
         return sent
@@ -264,7 +284,8 @@ class Upload:
         """Take note that the peer has ended its side."""
         if not self._heard:
             raise RemoteDisconnected("Remote end closed connection without response")
-        self.is_refused = True  # that it ended within its answer will show when that is read
+        self._transport.bears_cut_head = True  # what it said before it stopped reading is better than nothing
+        self.is_refused = True
 
     def _take_over(self) -> None:
         """Go on with what had been heard before and was no whole head."""

@@ -10,6 +10,7 @@ import array
 import bz2
 import contextlib
 import functools
+import gc
 import gzip
 import io
 import itertools
@@ -21,6 +22,7 @@ import ssl
 import tarfile
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -1618,3 +1620,56 @@ def test_response_that_another_thread_reads_during_the_upload_ends_the_connectio
     assert conn.state is State.CLOSED
     finish(conn)
     assert server.accepted == 2
+
+
+def test_file_that_was_closed_while_the_server_was_asked_is_not_mistaken_for_another(
+    plain: Line, tmp_path: Path
+) -> None:
+    (tmp_path / "body").write_bytes(b"x" * 10)
+    (tmp_path / "secret").write_bytes(b"S" * 10)
+    file = (tmp_path / "body").open("rb")
+    number = file.fileno()
+    opened: list[Any] = []
+
+    def reopens(peer: Peer) -> None:
+        peer.read_head()
+        file.close()
+        opened.append((tmp_path / "secret").open("rb"))
+        peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    server = plain.serve([reopens, KeepOpen()], default=ANSWERS)
+    conn = plain.connect_to(server)
+    with pytest.raises(ValueError, match="closed file"):
+        conn.request("POST", "/upload", file, {"Expect": "100-continue"})
+    assert [other.fileno() for other in opened] == [number]
+    opened[0].close()
+    assert conn.state is State.CLOSED
+    finish(conn)
+    assert b"SSS" not in b"".join(peer.received for peer in server.connections)
+
+
+def test_connection_that_is_dropped_after_a_body_is_collected_at_once(plain: Line) -> None:
+    server = plain.serve(ANSWERS)
+    conn = plain.connect_to(server)
+    conn.request("POST", "/upload", iter([b"abc"]))
+    assert conn.getresponse().read() == b"hello"
+    conn.close()
+    dropped = weakref.ref(conn)
+    gc.disable()
+    try:
+        del conn
+        assert dropped() is None
+    finally:
+        gc.enable()
+
+
+def test_refusal_stops_a_body_that_goes_through_a_send_of_ones_own(plain: Line) -> None:
+    server = plain.serve(stops_reading(TOO_LARGE)(plain.stopped))
+    conn = with_own_send(plain.connect_to(server))
+    taken = itertools.count()
+    body = (bytes(100_000) for _ in iter(taken.__next__, 10_000))
+    conn.request("POST", "/upload", body)
+    assert next(taken) < 10_000
+    assert conn.getresponse().read() == b"too large"
+    plain.stopped.set()
+    finish(conn)
