@@ -1129,6 +1129,16 @@ class HTTPConnection:
         self._close_reasons.append(reason)
         transport.close()
 
+    def abandon(self) -> None:
+        """Close the copy of a connection that a child process has inherited, and never connect it again.
+
+        Whoever held the lock in the parent does not exist here, so there is a new one.
+        """
+        self._guard = threading.Lock()
+        self._lease = None
+        self.auto_open = 0
+        self._end(CloseReason.CLIENT_CLOSE)
+
     def _cut_reader(self) -> None:
         reader = self._reader() if self._reader is not None else None
         if reader is not None:

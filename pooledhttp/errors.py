@@ -49,6 +49,7 @@ __all__ = [
     "ReadTimeout",
     "RemoteDisconnected",
     "ResponseNotReady",
+    "SelfDeadlock",
     "SourcePortsExhausted",
     "TotalTimeout",
     "TunnelError",
@@ -157,6 +158,16 @@ class AcquireTimeout(PooledHTTPError, TimeoutError):
         self.waiting = waiting
         self.oldest_lease = oldest_lease
         self.last_connect_error = last_connect_error
+
+
+class SelfDeadlock(AcquireTimeout):
+    """A thread asks a full pool for a connection while it holds all of them itself: waiting would never end.
+
+    Raised at once.  The text says what each of the connections is held for, and notes below it where they were
+    acquired, as far as that is known (`leak_after` has it written down).  The ways out: give one back first (a
+    ``with`` block inside another is the usual place), or a larger `maxsize`.  Whoever acquires in one thread and gives
+    back in another can wait with ``acquire=0`` and try again.
+    """
 
 
 class ConnectTimeout(PooledHTTPError, TimeoutError):

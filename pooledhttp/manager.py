@@ -1,19 +1,26 @@
-"""`PoolManager`: from a URL to the pool of its origin, and a bound on how many pools there are.
+"""`PoolManager`: from a URL to the pool of its origin, and bounds on how many pools and connections there are.
 
-The manager's lock guards its dict alone.  It is never held while a pool's lock is taken, and a known origin is looked
-up without it.
+The manager's lock guards its dicts alone.  It is never held while a pool's lock is taken, and a known origin is looked
+up without it.  The key of a pool is everything that makes two connections different: scheme, host, port, and the part
+of the settings that says how to get there (`Route`).
 """
 
 from __future__ import annotations
 
 import re
+import ssl
 import threading
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Self, TypedDict
 
-from .config import PoolConfig, PoolOptions, config_of
+from . import forking
+from .capacity import Capacity
+from .config import PoolConfig, PoolOptions, check_maxsize, config_of
 from .conn import HTTPConnection
+from .dial import SocketOption
 from .errors import InvalidURL, PoolClosed
-from .origin import split_host_port
+from .origin import SourceAddress, split_host_port
 from .pool import ConnectionContext, ConnectionPool, StreamContext
 from .request import NO_HEADERS, BodySource, Headers, PreparedRequest
 from .response import Response, StreamedResponse
@@ -26,7 +33,35 @@ if TYPE_CHECKING:
 _split = re.compile(r"(?i:(https?)://)([^/?#]*)([^#]*)(?:#.*)?", re.DOTALL).fullmatch
 # URLs are spelt in many ways; so many spellings of origins are remembered for each pool that may exist.
 _SPELLINGS_PER_POOL: Final = 4
-_Key = tuple[str, str, int]
+_Key = tuple[object, ...]
+
+
+class Route(TypedDict, total=False):
+    """The settings that make two connections to one host and port different; as in `PoolConfig`."""
+
+    ssl_context: ssl.SSLContext | None
+    server_hostname: str | None
+    proxy: str | None
+    proxy_headers: Mapping[str, str]
+    source_address: SourceAddress | tuple[SourceAddress, ...] | None
+    socket_options: tuple[SocketOption, ...]
+    uds: str | None
+
+
+def _route_key(config: PoolConfig) -> tuple[object, ...]:
+    """Return what of a pool's settings belongs into its key.
+
+    A TLS context is equal to itself alone, and the key keeps it alive, so that no other can take its address.
+    """
+    return (
+        config.ssl_context,
+        config.server_hostname,
+        config.proxy,
+        tuple(config.proxy_headers.items()),
+        config.source_addresses,
+        tuple(config.socket_options),
+        config.uds,
+    )
 
 
 def split_url(url: str) -> tuple[str, str, str]:
@@ -48,6 +83,8 @@ def split_url(url: str) -> tuple[str, str, str]:
         raise InvalidURL("the URL holds userinfo: send an Authorization header instead")
     if not authority:
         raise InvalidURL("the URL has no host")
+    if authority.startswith("["):
+        authority = authority.replace("%25", "%", 1)  # before an IPv6 zone (RFC 6874 section 2)
     return scheme.lower(), authority, target if target.startswith("/") else "/" + target
 
 
@@ -57,6 +94,9 @@ class PoolManager:
     Args:
         max_pools: The most pools at a time.  Beyond it, the one that has been unused longest is closed; pools with a
             lent connection never are, so there may be more for as long as they are in use.
+        max_total: The most connections over all pools, idle ones and those being opened included; ``None``: only each
+            pool's `maxsize` holds.  At the limit the connection that has been idle longest makes room, whatever its
+            origin; when none is idle, callers wait in the order of their arrival over all origins.
         config: The settings of every pool; ``None``: made from `options`.
         options: The keywords of `PoolConfig`, if `config` is not given.
 
@@ -65,19 +105,27 @@ class PoolManager:
     """
 
     def __init__(
-        self, *, max_pools: int = 100, config: PoolConfig | None = None, **options: Unpack[PoolOptions]
+        self,
+        *,
+        max_pools: int = 100,
+        max_total: int | None = None,
+        config: PoolConfig | None = None,
+        **options: Unpack[PoolOptions],
     ) -> None:
-        if isinstance(max_pools, bool) or not isinstance(max_pools, int):
-            raise TypeError(f"max_pools must be an int, not {max_pools!r}")
-        if max_pools < 1:
-            raise ValueError(f"max_pools must be at least 1, not {max_pools!r}")
+        _check_limit("max_pools", max_pools)
+        if max_total is not None:
+            _check_limit("max_total", max_total)
         self.config = config_of(config, options)
         self.max_pools = max_pools
+        self.max_total = max_total
+        self._capacity = None if max_total is None else Capacity(max_total)
+        self._route_key = _route_key(self.config)
         # Guards the two dicts.  Never under it: a pool's lock, or anything that blocks.
         self._lock = threading.Lock()
         self._pools: dict[_Key, ConnectionPool] = {}  # in the order in which they were made or last missed
         self._by_spelling: dict[str, ConnectionPool] = {}  # "http://host:port", as callers write it
         self._is_closed = False
+        forking.register(self)
 
     def request(
         self,
@@ -122,20 +170,32 @@ class PoolManager:
         """Lend a connection to a URL's origin; see `ConnectionPool.connection`."""
         return _RoutedConnection(self, self.pool(url), timeout)
 
-    def pool(self, url: str) -> ConnectionPool:
+    def pool(self, url: str, **route: Unpack[Route]) -> ConnectionPool:
         """Return the pool of a URL's origin, made now if there is none.
+
+        Args:
+            url: Any URL of the origin.
+            route: Settings of `PoolConfig` that differ from the manager's and lead to other connections: `ssl_context`,
+                `server_hostname`, `proxy`, `proxy_headers`, `source_address`, `socket_options`, `uds`.  Each
+                combination has a pool of its own.
 
         Raises:
             InvalidURL: The URL is malformed.
+            TypeError, ValueError: A setting is; see `PoolConfig`.
             PoolClosed: The manager is closed.
         """
-        return self._route(url)[0]
+        if not route:
+            return self._route(url)[0]
+        if surplus := route.keys() - Route.__annotations__.keys():
+            raise TypeError(f"{', '.join(sorted(surplus))}: not among the settings that may differ from pool to pool")
+        scheme, authority, _ = split_url(url)
+        return self._find(scheme, authority, replace(self.config, **route))
 
     def _reroute(self, pool: ConnectionPool) -> ConnectionPool:
         """Return the pool that takes the place of one that was evicted between the look-up and the acquire."""
         if self._is_closed:
             raise PoolClosed("the pool manager is closed") from None
-        return self.pool(pool.origin)
+        return self._find(pool.scheme, pool.origin.partition("://")[2], pool.config)
 
     def _route(self, url: str) -> tuple[ConnectionPool, str]:
         """Return a URL's pool and its request target."""
@@ -146,16 +206,17 @@ class PoolManager:
                 fragment = url.find("#", slash)
                 return pool, url[slash:] if fragment < 0 else url[slash:fragment]
         scheme, authority, target = split_url(url)
-        pool = self._find(scheme, authority)
+        pool = self._find(scheme, authority, self.config)
         is_plain = slash == len(scheme) + len("://") + len(authority)  # else a "?" or "#" stands before the slash
         if is_plain and len(self._by_spelling) < self.max_pools * _SPELLINGS_PER_POOL:
             with self._lock:
                 self._by_spelling[url[:slash]] = pool
         return pool, target
 
-    def _find(self, scheme: str, authority: str) -> ConnectionPool:
+    def _find(self, scheme: str, authority: str, config: PoolConfig) -> ConnectionPool:
         host, port = split_host_port(authority, None, 443 if scheme == "https" else 80)
-        candidate = (scheme, host.lower(), port)
+        route_key = self._route_key if config is self.config else _route_key(config)
+        candidate = (scheme, host.lower(), port, *route_key)
         with self._lock:
             pool = self._pools.get(candidate)
             if pool is not None and not pool.is_closed:
@@ -163,7 +224,9 @@ class PoolManager:
             if self._is_closed:
                 raise PoolClosed("the pool manager is closed")
         # Outside the lock, since registering the metrics calls other people's code.
-        made = ConnectionPool(candidate[1], candidate[2], scheme=scheme, config=self.config)
+        made = ConnectionPool(host.lower(), port, scheme=scheme, config=config)
+        if self._capacity is not None:
+            made.share(self._capacity)
         with self._lock:
             pool = self._pools.get(candidate)
             is_late = self._is_closed or (pool is not None and not pool.is_closed)
@@ -200,8 +263,30 @@ class PoolManager:
             return list(self._pools.values())
 
     def stats(self) -> dict[str, PoolStats]:
-        """Return the numbers of every pool by its origin, like ``http://orders:8080``."""
-        return {pool.origin: pool.stats() for pool in self.pools()}
+        """Return the numbers of every pool by its origin, like ``http://orders:8080``.
+
+        Pools that lead to one origin in different ways are added up.
+        """
+        by_origin: dict[str, PoolStats] = {}
+        for pool in self.pools():
+            before = by_origin.get(pool.origin)
+            by_origin[pool.origin] = pool.stats() if before is None else before + pool.stats()
+        return by_origin
+
+    def explain(self) -> str:
+        """Return who holds what, pool by pool; see `ConnectionPool.explain`."""
+        return "\n".join(pool.explain() for pool in self.pools())
+
+    def resize(self, maxsize: int) -> None:
+        """Change the limit of every pool, and of those to come; see `ConnectionPool.resize`.
+
+        Raises:
+            TypeError, ValueError: It is not a positive int.
+        """
+        check_maxsize(maxsize)
+        self.config = replace(self.config, maxsize=maxsize)
+        for pool in self.pools():
+            pool.resize(maxsize)
 
     def prune(self, *, everything: bool = False) -> int:
         """Close idle connections that are past a limit or ended, in every pool; see `ConnectionPool.prune`."""
@@ -215,6 +300,10 @@ class PoolManager:
         for pool in pools:
             pool.close()
 
+    def renew_after_fork(self) -> None:
+        """Begin anew in a child process; the pools are still there, and empty."""
+        self._lock = threading.Lock()
+
     def __enter__(self) -> Self:
         """Return the manager."""
         return self
@@ -226,6 +315,13 @@ class PoolManager:
     def __repr__(self) -> str:
         """Show how many pools there are."""
         return f"<PoolManager pools={len(self._pools)} max_pools={self.max_pools}>"
+
+
+def _check_limit(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
 
 
 class _RoutedStream(StreamContext):

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from .config import PoolConfig, PoolOptions, config_of
 from .conn import PEER_STOPPED_READING, HTTPConnection
 from .errors import HTTPException, InvalidURL
-from .lending import Lender, is_reused, lease_of, outcome_of
+from .lending import is_reused, lease_of, outcome_of
 from .request import NO_HEADERS, BodySource, Headers, PreparedRequest, prepare
 from .response import Response, StreamedResponse
 from .retry import is_late_timeout, may_resend
 from .states import State
 from .stats import OUTCOME_BY_STATUS_CLASS, RequestOutcome, Tally
 from .timeouts import Deadline, Timeout, check_seconds
+from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 
-class ConnectionPool(Lender):
+class ConnectionPool(Upkeep):
     """A pool of connections to one origin, safe to use from any number of threads.
 
     Args:

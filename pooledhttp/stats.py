@@ -196,6 +196,10 @@ class Tally:
     )
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin at zero; a child process does, after a fork."""
         self.acquires = dict.fromkeys(AcquireOutcome, 0)
         self.opened = 0
         self.closed = dict.fromkeys(CloseReason, 0)

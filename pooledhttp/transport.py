@@ -65,7 +65,8 @@ class _MainThread:
             os.register_at_fork(after_in_child=self.note)
 
     def note(self) -> None:
-        self.ident = threading.main_thread().ident
+        self.thread = threading.main_thread()
+        self.ident = self.thread.ident
 
 
 main_thread = _MainThread()

@@ -544,7 +544,7 @@ def connection_to(origin: PlayedOrigin) -> HTTPConnection:
 
 def pool_to(origin: PlayedOrigin) -> ConnectionPool:
     pool = ConnectionPool("peer.test", registry=None)
-    pool._dialer = PlayedDialer(host="peer.test", port=80, origin=origin)
+    pool._opener._dialer = PlayedDialer(host="peer.test", port=80, origin=origin)
     return pool
 
 

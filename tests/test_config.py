@@ -30,6 +30,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} == {
         "maxsize": 10,
         "max_waiters": None,
+        "leak_after": None,
         "timeout": Timeout(),
         "idle_timeout": 60.0,
         "max_age": 300.0,

@@ -70,7 +70,15 @@ CORE = (
     "conn",
     "retry",
     "config",
+    "forking",
+    "leaks",
+    "records",
+    "expiry",
+    "opener",
+    "capacity",
+    "ledger",
     "lending",
+    "upkeep",
     "pool",
     "manager",
     "httplib",
@@ -91,9 +99,25 @@ CONN_MAY_IMPORT = freely(
     "tunnel",
     "upload",
 )
-LENDING_MAY_IMPORT = {**CONN_MAY_IMPORT, **freely("conn", "config")}
+LEDGER_MAY_IMPORT = freely(
+    "forking",
+    "leaks",
+    "errors",
+    "stats",
+    "config",
+    "conn",
+    "records",
+    "expiry",
+    "opener",
+    "capacity",
+)
+LENDING_MAY_IMPORT = {**LEDGER_MAY_IMPORT, **freely("states", "timeouts", "transport", "ledger")}
 # The pool builds the collector on first use; nobody pays for metrics by importing the pool.
-POOL_MAY_IMPORT = {**LENDING_MAY_IMPORT, **freely("lending", "retry"), **lazily("metrics")}
+POOL_MAY_IMPORT = {
+    **CONN_MAY_IMPORT,
+    **freely("conn", "config", "lending", "upkeep", "retry"),
+    **lazily("metrics"),
+}
 
 # The demo shows the whole package, but nobody pays for it before it runs; among its own files it imports downward.
 DEMO_MAY_IMPORT = lazily(*CORE, *ADAPTERS, "metrics", "testing", "__init__", VERSION)
@@ -115,9 +139,17 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "conn": CONN_MAY_IMPORT,
     "retry": freely("errors", "timeouts", "request"),
     "config": freely("errors", "timeouts", "wire", "origin", "dial"),
+    "forking": {},
+    "leaks": freely("forking"),
+    "records": freely("leaks", "request", "states", "conn"),
+    "expiry": freely("config", "conn", "records", "stats", "wire"),
+    "opener": freely("config", "conn", "dial", "errors", "origin", "request", "stats", "timeouts"),
+    "capacity": {**freely("conn", "records"), **typing_only("ledger")},
+    "ledger": LEDGER_MAY_IMPORT,
     "lending": LENDING_MAY_IMPORT,
+    "upkeep": {**LENDING_MAY_IMPORT, **freely("lending")},
     "pool": POOL_MAY_IMPORT,
-    "manager": {**POOL_MAY_IMPORT, **freely("pool")},
+    "manager": {**POOL_MAY_IMPORT, **freely("forking", "capacity", "pool")},
     "metrics": {**freely("stats", VERSION), **typing_only("pool", "manager")},
     "testing": freely("testing.peer", "testing.steps", "testing.server", "testing.resources", "testing.plugin"),
     "testing.peer": {},

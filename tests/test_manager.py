@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +13,7 @@ import pytest
 
 from pooledhttp import ConnectionPool, PoolConfig, PoolManager, Timeout
 from pooledhttp.errors import InvalidURL, PoolClosed
-from pooledhttp.manager import split_url
+from pooledhttp.manager import Route, split_url
 from pooledhttp.testing import (
     ExpectHead,
     KeepOpen,
@@ -659,3 +661,62 @@ def test_truncated_answer_of_one_origin_leaves_the_others_alone(
     assert good.accepted == 1
     for pool in manager.pools():
         audit.check_pool(pool)
+
+
+ROUTES: dict[str, Any] = {
+    "ssl_context": ssl.create_default_context(),
+    "server_hostname": "other.test",
+    "proxy": "http://proxy.test",
+    "proxy_headers": {"Proxy-Authorization": "Basic b3RoZXI="},
+    "source_address": ("127.0.0.2", 0),
+    "socket_options": ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),),
+    "uds": "/run/other.sock",
+}
+
+
+@pytest.mark.parametrize("setting", sorted(Route.__annotations__))
+def test_each_setting_of_a_route_leads_to_a_pool_of_its_own(setting: str) -> None:
+    with PoolManager(registry=None) as manager:
+        plain = manager.pool("https://o.test/")
+        other = manager.pool("https://o.test/", **{setting: ROUTES[setting]})
+        assert other is not plain
+        assert other.origin == plain.origin
+        assert getattr(other.config, setting) == ROUTES[setting]
+        assert manager.pool("https://o.test/", **{setting: ROUTES[setting]}) is other
+        assert manager.pool("https://o.test/x") is plain
+        assert len(manager.pools()) == 2
+
+
+def test_route_takes_no_setting_that_is_the_same_connection_anyway() -> None:
+    settings: Any = {"maxsize": 3}
+    with PoolManager(registry=None) as manager, pytest.raises(TypeError, match="maxsize"):
+        manager.pool("http://o.test/", **settings)
+
+
+def test_pools_of_one_origin_by_several_routes_are_added_up_in_the_stats(scripted_server: ServerFactory) -> None:
+    server = scripted_server(default=[SERVE])
+    with PoolManager(registry=None, maxsize=3) as manager:
+        manager.request("GET", server.url)
+        manager.pool(server.url, source_address=("127.0.0.2", 0)).request("GET", "/")
+        stats = manager.stats()
+    assert list(stats) == [server.url]
+    assert (stats[server.url].opened, stats[server.url].maxsize) == (2, 6)
+
+
+@pytest.mark.parametrize("zone", ["%25lo", "%lo"])
+def test_zone_of_an_ipv6_address_is_part_of_the_origin(zone: str) -> None:
+    with PoolManager(registry=None) as manager:
+        pool = manager.pool(f"http://[fe80::1{zone}]:8080/")
+        assert pool.host == "fe80::1%lo"
+        assert pool is not manager.pool("http://[fe80::1]:8080/")
+
+
+def test_resize_of_the_manager_holds_for_every_pool_and_for_those_to_come(scripted_server: ServerFactory) -> None:
+    with PoolManager(registry=None, maxsize=1) as manager:
+        before = manager.pool(scripted_server(default=[SERVE]).url)
+        manager.resize(3)
+        after = manager.pool(scripted_server(default=[SERVE]).url)
+        assert (before.maxsize, after.maxsize) == (3, 3)
+        assert [before.stats().maxsize, after.stats().maxsize] == [3, 3]
+        with pytest.raises(ValueError, match="maxsize must be at least 1"):
+            manager.resize(0)

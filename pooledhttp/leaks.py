@@ -1,0 +1,139 @@
+"""Leases that last too long: where they began, who looks for them, and what the log says.
+
+Off unless a pool has `leak_after`.  Then each lease keeps the stack of its borrower, as (code, instruction) pairs: no
+frame, and so no local variable, is kept alive.  One daemon thread for the whole process looks at a pool when its oldest
+lease may be due, holds pools only weakly, and ends when there is nothing left to look at.  A borrower that forgets to
+give back is most often followed by silence, so waiting for the pool's next call would be waiting for ever.
+
+The log is ``logging.getLogger("pooledhttp")``; `logging` is imported when there is something to say.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import linecache
+import sys
+import threading
+import time
+import weakref
+from types import CodeType
+from typing import Final, Protocol
+
+from . import forking
+
+Stack = tuple[tuple[CodeType, int], ...]  # the innermost frame first: its code, and the offset of its instruction
+
+_DEEPEST: Final = 32  # frames
+_OUR_FOLDER: Final = __file__.removesuffix("leaks.py")
+
+
+def call_stack() -> Stack:
+    """Return where the caller stands: about 50 ns a frame, since lines and texts are looked up when they are shown."""
+    frame = sys._getframe(1)
+    stack = []
+    for _ in range(_DEEPEST):
+        stack.append((frame.f_code, frame.f_lasti))
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return tuple(stack)
+
+
+def render(stack: Stack) -> str:
+    """Return a stack as text, the innermost frame last, as in a traceback; our own frames are left out."""
+    lines = []
+    for code, offset in reversed(stack):
+        if code.co_filename.startswith(_OUR_FOLDER):
+            continue
+        number = _line_of(code, offset)
+        lines.append(f'    File "{code.co_filename}", line {number}, in {code.co_qualname}')
+        if text := linecache.getline(code.co_filename, number).strip():
+            lines.append(f"      {text}")
+    return "\n".join(lines)
+
+
+def _line_of(code: CodeType, offset: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return line
+    return code.co_firstlineno
+
+
+def warn(text: str) -> None:
+    """Log a warning."""
+    import logging  # 5 ms that few programs need
+
+    logging.getLogger("pooledhttp").warning("%s", text)
+
+
+def inform(text: str) -> None:
+    """Log a notice."""
+    import logging  # as above
+
+    logging.getLogger("pooledhttp").info("%s", text)
+
+
+class Watched(Protocol):
+    """What can be looked at: a pool."""
+
+    def report_leaks(self) -> float | None:
+        """Log what is overdue; return in how many seconds to look again, or ``None``."""
+
+
+class Watcher:
+    """The thread that looks at pools when their leases may be due; it lives while there is something to look at."""
+
+    def __init__(self) -> None:
+        # Guards the two fields below.  Never under it: a pool's lock, or the log.
+        self._changed = threading.Condition(threading.Lock())
+        self._due: list[tuple[float, int, weakref.ref[Watched]]] = []  # a heap, by time
+        self._thread: threading.Thread | None = None
+        self._numbers = itertools.count()
+
+    def watch(self, pool: Watched, seconds: float) -> None:
+        """Look at a pool after so many seconds."""
+        look = (time.monotonic() + seconds, next(self._numbers), weakref.ref(pool))
+        with self._changed:
+            heapq.heappush(self._due, look)
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="pooledhttp-leaks", daemon=True)
+                thread.start()
+                self._thread = thread
+            else:
+                self._changed.notify()
+
+    def forget(self, pool: Watched) -> None:
+        """Look at a pool no more."""
+        with self._changed:
+            self._due = [look for look in self._due if look[2]() not in {None, pool}]
+            heapq.heapify(self._due)
+            self._changed.notify()
+
+    def renew_after_fork(self) -> None:
+        """Begin anew in a child process, which has no other thread."""
+        self._changed = threading.Condition(threading.Lock())
+        self._due = []
+        self._thread = None
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._due:
+                    self._thread = None
+                    return
+                left = self._due[0][0] - time.monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                    continue
+                pool = heapq.heappop(self._due)[2]()
+            seconds = None
+            if pool is not None:
+                seconds = pool.report_leaks()
+            if pool is not None and seconds is not None:
+                self.watch(pool, max(seconds, 0.01))
+            del pool
+
+
+watcher = Watcher()
+forking.register(watcher)

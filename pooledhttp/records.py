@@ -1,0 +1,167 @@
+"""What a pool writes down: the `Entry` of a connection, the `Claim` of a caller, the `Dial` of a connection to come.
+
+None of them has a lock or does I/O; each is guarded by the lock of the pool that made it.  An entry is also the weak
+reference that tells when a borrower lost its connection: it lands in a deque of the pool, from inside the garbage
+collector and without a lock, and the next one to hold the pool's lock frees the slot.
+
+How they read in `explain()` and in the text of errors stands here too: who, since when, in which phase, for what.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections import deque
+from enum import Enum
+from threading import Thread, current_thread
+from typing import Final, Self
+
+from .conn import HTTPConnection
+from .leaks import Stack, render
+from .request import without_userinfo
+from .states import State
+
+
+class Entry(weakref.ref[HTTPConnection]):
+    """One connection's record in its pool, and the weak reference that tells when its borrower lost it.
+
+    Args:
+        conn: The connection, just opened.
+        lost: Where to put the record when the connection has been collected.
+        now: The moment, on the pool's clock.
+        expires_at: When the connection is too old, on the same clock.
+    """
+
+    __slots__ = ("announced_idle", "balance", "borrower", "closed", "conn", "expires_at", "good_until", "idle_since",
+                 "is_lent", "is_overdue", "is_reused", "leased_at", "leases", "lost", "opened", "stack",
+                 "tunnel")  # fmt: skip
+
+    def __new__(cls, conn: HTTPConnection, _lost: deque[Entry], _now: float, _expires_at: float) -> Self:
+        """Make the reference; `weakref.ref` takes its callback here."""
+        return super().__new__(cls, conn, _on_collected)
+
+    def __init__(self, conn: HTTPConnection, lost: deque[Entry], now: float, expires_at: float) -> None:
+        super().__init__(conn, _on_collected)  # type: ignore[call-arg]  # typeshed has only ref.__new__
+        self.conn: HTTPConnection | None = None  # only while idle, or on its way to a waiter
+        self.lost = lost
+        # The connection's journal: the seconds that each opening took, and why each socket was closed.
+        self.opened = conn._opened_seconds
+        self.closed = conn._close_reasons
+        self.tunnel = conn._tunnel_wanted
+        self.balance = 0  # sockets opened less sockets closed, as far as they have been counted
+        self.expires_at = expires_at
+        self.announced_idle = math.inf  # seconds; what the server's Keep-Alive field allows, less a margin
+        self.idle_since = now
+        self.good_until = now  # while idle: the earlier of its two limits
+        self.leased_at = now
+        self.leases = 1  # tells one lease from the next, for whoever gives back twice
+        self.borrower: Thread | None = current_thread()
+        self.is_reused = False
+        self.is_lent = False  # the borrower has it; before that, a reused one may still turn out stale
+        self.stack: Stack | None = None  # where the borrower acquired it, if that is noted
+        self.is_overdue = False  # this lease has been reported for lasting too long
+        hash(self)  # kept from now on: of a dead reference, which the deque may hold, it cannot be had any more
+
+
+def _on_collected(entry: weakref.ref[HTTPConnection]) -> None:
+    # Runs inside the garbage collector, at any moment and in any thread: no lock, no I/O.
+    if isinstance(entry, Entry):
+        entry.lost.append(entry)
+
+
+class Grant(Enum):
+    """What a claim is given when it is neither a connection nor an error."""
+
+    SLOT = "slot"
+    POOL_CLOSED = "pool closed"
+    LEFT = "left"  # nothing: its caller has gone
+
+
+class Claim:
+    """One acquire that found no idle connection: it waits, or it has a `Dial` of its own, or both.
+
+    Args:
+        since: When it was made, on the pool's clock.
+    """
+
+    __slots__ = ("borrower", "dial", "given", "since", "wake")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.borrower = current_thread()
+        self.dial: Dial | None = None  # the slot it holds
+        # Set under the pool's lock, before the wake-up: a connection, what its own dial failed with, or a Grant.
+        self.given: Entry | Grant | BaseException | None = None
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+    def give(self, given: Entry | Grant | BaseException) -> None:
+        """Answer the claim and wake its caller; the pool's lock is held."""
+        self.given = given
+        self.wake.release()
+
+
+class Dial:
+    """A slot in which a connection is being opened.
+
+    Args:
+        claim: The one that began it.
+        since: When, on the pool's clock.
+
+    Attributes:
+        claim: The one that began it, while it waits for it; afterwards ``None``: then the connection is for anybody.
+        is_late: Whether it runs in a thread of its own, and its claim waits for whatever comes first.
+        is_running: Whether that thread has begun, and so sees to the slot itself.
+    """
+
+    __slots__ = ("claim", "is_late", "is_running", "since")
+
+    def __init__(self, claim: Claim, since: float) -> None:
+        self.claim: Claim | None = claim
+        self.since = since
+        self.is_late = False
+        self.is_running = False
+
+
+# --- how they read ----------------------------------------------------------------------------------------------------
+
+_PHASES: Final = {
+    State.CLOSED: "closed by its borrower",
+    State.IDLE: "between two requests",
+    State.REQUEST_STARTED: "sending the request",
+    State.REQUEST_SENT: "waiting for the head",
+    State.UNREAD_RESPONSE: "reading the response",
+}
+
+
+def name_of(thread: Thread | None) -> str:
+    """Return the name of a thread (with gevent: of a greenlet), or that it has ended."""
+    if thread is None:
+        return "nobody"
+    return thread.name if thread.is_alive() else f"a thread that has ended ({thread.name})"
+
+
+def describe(entry: Entry, now: float) -> str:
+    """Say how long, by which thread, for what request and in which phase a connection is lent."""
+    held = f"{max(now - entry.leased_at, 0.0):.1f} s by {name_of(entry.borrower)}"
+    conn = entry() or entry.conn
+    if conn is None:
+        return f"{held}, lost without release"
+    state = conn.state
+    if state in {State.CLOSED, State.IDLE}:
+        return f"{held}, {_PHASES[state]}"
+    if state is State.UNREAD_RESPONSE and conn._head is None:
+        state = State.REQUEST_SENT  # a whole exchange in one call claims the response beforehand
+    return f"{held}, {conn._method} {without_userinfo(conn._target)}, {_PHASES[state]}"
+
+
+def describe_at_length(entry: Entry, now: float) -> str:
+    """Say the same, and where it was acquired if that is known."""
+    stack = entry.stack
+    return describe(entry, now) if stack is None else f"{describe(entry, now)}\n{render(stack)}"
+
+
+def by_age(entry: Entry) -> float:
+    """Return what sorts leases, the oldest first."""
+    return entry.leased_at

@@ -1,0 +1,251 @@
+"""What is asked of a pool as a whole: its numbers, who holds what, prune, resize, close, a clean start after a fork.
+
+Each of these may be called at any moment from any thread, while others lend and give back.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from . import leaks
+from .config import check_maxsize
+from .conn import HTTPConnection
+from .ledger import counted
+from .lending import Lender
+from .records import Entry, Grant, by_age, describe_at_length, name_of
+from .states import State
+from .stats import CloseReason, PoolStats, freeze
+
+_INFINITE: Final = float("inf")
+
+
+class Upkeep(Lender):
+    """What a `ConnectionPool` does as a whole; see there for the arguments."""
+
+    def stats(self) -> PoolStats:
+        """Return the pool's numbers at this moment, frozen."""
+        now = self._clock()
+        with self._lock:
+            if self._lost:
+                self._reap_locked(now)
+            oldest = min((entry.leased_at for entry in self._leased), default=now)
+            # A reuse is counted when its lease ends; those that last are added here.
+            under_way = sum(1 for entry in self._leased if entry.is_reused and entry.is_lent)
+            return freeze(
+                self._tally,
+                name=self.name,
+                maxsize=self.maxsize,
+                idle=len(self._idle),
+                leased=len(self._leased),
+                opening=len(self._opening),
+                waiting=len(self._waiters),
+                oldest_lease_seconds=max(now - oldest, 0.0),
+                reused_under_way=under_way,
+            )
+
+    def explain(self) -> str:
+        """Return who holds what.
+
+        One line for the pool, one for each lease (who, since when, in which phase, for what), the oldest first, one for
+        each connection that is being opened, for the waiters, and for the last failure to connect.  Where `leak_after`
+        is set, each lease is followed by where it was acquired.
+        """
+        now = self._clock()
+        with self._lock:
+            if self._lost:
+                self._reap_locked(now)
+            numbers = self._numbers_locked()
+            shared = self._shared_locked()
+            leased = sorted(self._leased, key=by_age)
+            opening = sorted(((dial.since, dial.claim) for dial in self._opening), key=lambda dialled: dialled[0])
+            waiting = [(claim.since, claim.borrower) for claim in self._waiters]
+            failed = self._last_connect_error
+        lines = [f"{self.origin}: {counted(numbers)}{shared}"]
+        lines += [f"  leased {describe_at_length(entry, now)}" for entry in leased]
+        for since, claim in opening:
+            whom = "whoever comes next" if claim is None else name_of(claim.borrower)
+            lines.append(f"  opening {now - since:.1f} s for {whom}")
+        if waiting:
+            since, thread = waiting[0]
+            lines.append(f"  waiting {now - since:.1f} s {name_of(thread)}, first of {len(waiting)}")
+        if failed is not None:
+            lines.append(f"  last attempt to connect that failed: {failed[1]} ({now - failed[0]:.1f} s ago)")
+        return "\n".join(lines)
+
+    @property
+    def last_used(self) -> float:
+        """When a connection was last opened or came back, on the pool's clock; before the first, when it was made."""
+        with self._lock:
+            return self._last_used
+
+    def __repr__(self) -> str:
+        """Show origin and occupancy."""
+        with self._lock:
+            return (
+                f"<{type(self).__name__} {self.origin} idle={len(self._idle)} leased={len(self._leased)} "
+                f"opening={len(self._opening)} maxsize={self.maxsize}>"
+            )
+
+    # --- care -------------------------------------------------------------------------------------------
+
+    def prune(self, *, everything: bool = False) -> int:
+        """Close idle connections that are past a limit or that their server has ended.
+
+        Args:
+            everything: Close all idle ones, for instance after a change in DNS.
+
+        Returns:
+            How many were closed.
+        """
+        now = self._clock()
+        doomed: list[HTTPConnection] = []
+        probing: list[Entry] = []
+        ended = 0
+        try:
+            with self._lock:
+                for entry in self._idle:
+                    if now >= entry.good_until:
+                        self._doom_locked(entry, self._expiry.why_expired(entry, now), doomed)
+                    elif everything:
+                        self._doom_locked(entry, CloseReason.EVICTED, doomed)
+                    else:
+                        probing.append(entry)
+                self._idle.clear()
+                # While they are probed they count as leased, so that the limit holds; but nobody has acquired them.
+                for entry in probing:
+                    entry.leased_at = now
+                    entry.is_lent = False
+                self._leased.update(probing)
+                self._serve_locked(now)
+            for conn in doomed:
+                conn.close()
+            for entry in probing:
+                if entry.conn is not None:
+                    self._end_if_stale(entry.conn)
+            now = self._clock()
+        finally:
+            ended = self._take_back_probed(probing, now)
+        return len(doomed) + ended
+
+    @staticmethod
+    def _end_if_stale(conn: HTTPConnection) -> None:
+        try:
+            reason = conn.staleness()
+        except BaseException:
+            conn._end(CloseReason.ERROR)
+            raise
+        if reason is not None:
+            conn._end(reason)
+
+    def _take_back_probed(self, probing: list[Entry], now: float) -> int:
+        """Put back what `prune` took out to probe; return how many of them have ended."""
+        doomed: list[HTTPConnection] = []
+        kept: list[Entry] = []
+        ended = 0
+        with self._lock:
+            for entry in probing:
+                if entry not in self._leased:
+                    continue  # the prune was interrupted before it took them
+                if entry.conn is None or entry.conn._state is not State.IDLE:
+                    ended += 1
+                    entry.conn = None
+                    self._leased.discard(entry)
+                    self._fold_locked(entry)
+                elif self._is_closed:  # since we took it out
+                    self._leased.discard(entry)
+                    self._doom_locked(entry, CloseReason.POOL_CLOSED, doomed)
+                elif self._waiters or self._late or self._capacity is not None:
+                    self._keep_locked(entry, entry.conn, now, doomed, is_reused=True)
+                else:
+                    self._leased.discard(entry)
+                    kept.append(entry)
+            self._idle.extendleft(reversed(kept))  # colder than whatever came back meanwhile
+            self._serve_locked(now)
+        for conn in doomed:
+            conn.close()
+        return ended
+
+    def resize(self, maxsize: int) -> None:
+        """Change the limit while the pool is at work.
+
+        A larger one lets waiters open connections at once.  A smaller one closes idle connections, the coldest first,
+        and further ones as they come back; nobody's lease is cut short.
+
+        Args:
+            maxsize: The most connections from now on.
+
+        Raises:
+            TypeError, ValueError: It is not a positive int.
+        """
+        check_maxsize(maxsize)
+        doomed: list[HTTPConnection] = []
+        now = self._clock()
+        with self._lock:
+            self.maxsize = maxsize
+            while self._idle and self._size_locked() > maxsize:
+                self._doom_locked(self._idle.popleft(), CloseReason.EVICTED, doomed)
+            # From now on each release looks at the limit, as it need not where it has always held.
+            self._is_unlimited = False
+            self._serve_locked(now)
+        for conn in doomed:
+            conn.close()
+
+    # --- the end ----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the pool: idle connections at once, leased ones when they come back; waiters get `PoolClosed`.
+
+        A second call does nothing.
+        """
+        doomed: list[HTTPConnection] = []
+        with self._lock:
+            self._is_closed = True
+            self._is_unlimited = False
+            for entry in self._idle:
+                self._doom_locked(entry, CloseReason.POOL_CLOSED, doomed)
+            self._idle.clear()
+            for queue in (self._waiters, self._late):
+                while queue:
+                    queue.popleft().give(Grant.POOL_CLOSED)
+            self._serve_locked(-_INFINITE)  # other origins', where there is a max_total
+        for conn in doomed:
+            conn.close()
+        if self._is_watched:
+            leaks.watcher.forget(self)
+
+    def close_if_unused(self) -> bool:
+        """Close the pool unless a connection of it is lent, being opened or waited for; return whether it is closed."""
+        with self._lock:
+            if self._lost:
+                self._reap_locked(self._clock())
+            if self._leased or self._opening or self._waiters:
+                return False
+            self._is_closed = True
+        self.close()
+        return True
+
+    def renew_after_fork(self) -> None:
+        """Begin anew in a child process: empty, with a lock of its own, and nothing counted.
+
+        The sockets have been closed by `forking`.  A connection that was lent when the process forked belongs to the
+        parent; the child's copy is closed, and does not connect again.
+        """
+        lent = [conn for entry in list(self._leased) if (conn := entry()) is not None]
+        idle = [entry.conn for entry in list(self._idle) if entry.conn is not None]
+        if self._capacity is not None:
+            self._capacity.renew_after_fork()
+            self._lock = self._capacity.lock
+        else:
+            self._lock = threading.Lock()
+        self._idle.clear()
+        self._leased.clear()
+        self._opening.clear()
+        self._waiters.clear()
+        self._late.clear()
+        self._lost.clear()
+        self._tally.reset()
+        self._last_connect_error = None
+        self._is_watched = False
+        for conn in idle + lent:
+            conn.abandon()
