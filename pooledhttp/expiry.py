@@ -59,21 +59,25 @@ class Expiry:
             return _INFINITE
         return now + self._max_age * (1 - _AGE_JITTER * random.random())  # no secret
 
-    def good_until(self, entry: Entry, now: float) -> float:
+    @staticmethod
+    def good_until(entry: Entry, now: float) -> float:
         """Return until when a connection that becomes idle now is good."""
-        limit = self.idle_limit
-        limit = min(limit, entry.announced_idle)
-        good_until = now + limit
-        return min(entry.expires_at, good_until)
+        return min(now + entry.idle_limit, entry.expires_at)
 
-    def learn(self, reason: CloseReason, age: float, now: float) -> None:
-        """Note that the peer had given up a connection that was idle for so many seconds."""
+    def learn(self, reason: CloseReason, age: float, now: float) -> bool:
+        """Note that the peer had given up a connection that was idle for so many seconds.
+
+        Returns:
+            Whether `idle_limit` is lower now.
+        """
         if reason not in GIVEN_UP or age < _LEAST_LEARNED:
-            return
+            return False
         limit = age - max(age * _LEARNED_MARGIN, _LEAST_LEARNED_MARGIN)
-        if limit < self.idle_limit:
-            self.idle_limit = limit
-            self._learned_at = now
+        if limit >= self.idle_limit:
+            return False
+        self.idle_limit = limit
+        self._learned_at = now
+        return True
 
     def forget(self, now: float) -> None:
         """Forget what was learned long ago; called when a connection is opened, which too low a limit leads to."""
@@ -93,7 +97,7 @@ class Expiry:
             if seconds is not None:
                 if seconds <= _KEEP_ALIVE_MARGIN:
                     return CloseReason.IDLE
-                entry.announced_idle = seconds - _KEEP_ALIVE_MARGIN
+                entry.idle_limit = min(self.idle_limit, seconds - _KEEP_ALIVE_MARGIN)
             if requests == 0:
                 return CloseReason.MAX_REQUESTS
         return None

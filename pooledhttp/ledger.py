@@ -136,10 +136,14 @@ class Ledger:
             if not dial.is_running:
                 self._opening.discard(dial)
 
-    def _take_idle_locked(self, now: float, doomed: list[HTTPConnection]) -> Entry | None:
-        """Move the newest idle connection to the leased ones; those that are past a limit are doomed on the way."""
+    def _take_idle_locked(self, claim: Claim, now: float, doomed: list[HTTPConnection]) -> Entry | None:
+        """Move the newest idle connection to the leased ones; those that are past a limit are doomed on the way.
+
+        The claim knows of it before it moves, so that an interruption cannot lose it.
+        """
         while self._idle:
-            self._leased.add(entry := self._idle.pop())
+            claim.given = entry = self._idle[-1]
+            self._leased.add(self._idle.pop())
             if now < entry.good_until:
                 entry.leased_at = now
                 entry.borrower = current_thread()
@@ -148,14 +152,24 @@ class Ledger:
                 return entry
             self._leased.discard(entry)
             self._doom_locked(entry, self._expiry.why_expired(entry, now), doomed)
+        claim.given = None
         return None
 
     def _enter_locked(self, conn: HTTPConnection, now: float) -> Entry:
         """Make the record of a connection that has just been opened."""
         self._expiry.forget(now)
-        entry = Entry(conn, self._lost, now, self._expiry.expires_at(now))
+        entry = Entry(conn, self._lost, now, self._expiry.expires_at(now), self._expiry.idle_limit)
         self._fold_locked(entry)
         return entry
+
+    def _learn_locked(self, entry: Entry, reasons: list[CloseReason], now: float) -> None:
+        """Learn from a connection that turned out dead how long its peer bears idle ones."""
+        for reason in reasons:
+            if self._expiry.learn(reason, entry.leased_at - entry.idle_since, now):
+                limit = self._expiry.idle_limit
+                for other in [*self._idle, *self._leased]:
+                    other.idle_limit = min(other.idle_limit, limit)
+                    other.good_until = min(other.good_until, other.idle_since + limit)
 
     def _count_connect_failure_locked(self, fault: BaseException, now: float) -> None:
         if not isinstance(fault, Exception):

@@ -37,8 +37,8 @@ from .timeouts import Deadline, Timeout
 from .transport import main_thread
 
 _IDLE: Final = State.IDLE
-# What we set on a connection ourselves; whatever else stands there was a borrower's.
-_OUR_ATTRIBUTES: Final = {"debuglevel", "expect_continue_timeout"}
+# What a borrower may set on a connection for the time of his lease; whatever else he does keeps it from being lent on.
+_BORROWERS_OWN: Final = frozenset({"debuglevel", "expect_continue_timeout"})
 # So many finished leases are sorted into the histograms at a time.
 _SORTED_AT_ONCE: Final = 64
 # How often a waiter looks for what nobody tells, in seconds: a lost connection, or one whose giver was interrupted.
@@ -63,47 +63,49 @@ class Lender(Ledger):
 
     def _acquire(self, now: float, timeouts: Timeout, deadline: Deadline | None) -> HTTPConnection:
         """Take the newest idle connection, or a free slot and open one, or wait for whichever comes first."""
-        claim: Claim | None = None
         entry: Entry | None = None
-        held: list[Entry] | None = None
-        doomed: list[HTTPConnection] = []
         try:
             with self._lock:
-                if self._lost:
-                    self._reap_locked(now)
-                if self._is_closed:
-                    raise PoolClosed(f"the pool of {self.origin} is closed")
-                idle = self._idle
-                if idle and now < idle[-1].good_until:
+                idle = self._idle  # which is empty when the pool is closed
+                if idle and not self._lost and now < idle[-1].good_until:
                     self._leased.add(entry := idle.pop())  # the usual case of _take_idle_locked(), in few steps
                     entry.leased_at = now
                     entry.borrower = current_thread()
                     entry.is_reused = True
                     entry.is_lent = False
-                else:
-                    entry = self._take_idle_locked(now, doomed)
-                if entry is None:
-                    claim = Claim(now)  # ours before the pool has it, so that an interruption cannot lose it
-                    held = self._claim_locked(claim, now, doomed, may_wait=timeouts.acquire != 0)
-                else:
                     self._tally.unwaited += 1
-                    if doomed:
-                        self._serve_locked(now)
-            for conn in doomed:
-                conn.close()
-            if held is not None:
-                raise self._self_deadlock(held, now)
+            if entry is not None:
+                lent = self._check_out(entry, timeouts, deadline)
+                if lent is not None:
+                    return lent
+        except BaseException as fault:
+            self._undo_acquire(None, entry, fault)
+            raise
+        return self._acquire_otherwise(entry, now, timeouts, deadline)
+
+    def _acquire_otherwise(
+        self, stale: Entry | None, now: float, timeouts: Timeout, deadline: Deadline | None
+    ) -> HTTPConnection:
+        """Acquire where the newest idle connection will not do.
+
+        Args:
+            stale: It, if it turned out stale, and still leased; its slot is ours.
+            now: When the acquire began.
+            timeouts: The limits of the lease.
+            deadline: When the whole call must be over, or ``None``.
+        """
+        claim = Claim(now)  # ours before the pool has it, so that an interruption cannot lose it
+        entry = stale
+        try:
+            entry = self._take_or_claim(claim, now, timeouts) if stale is None else self._take_after_stale(stale, claim)
             while True:
+                dial = claim.dial
                 if entry is not None:
                     lent = self._check_out(entry, timeouts, deadline)
                     if lent is not None:
                         return lent
-                    claim = claim or Claim(now)
                     entry = self._take_after_stale(entry, claim)
-                    continue
-                assert claim is not None
-                dial = claim.dial
-                if dial is None:
+                elif dial is None:
                     entry = self._wait_for_slot(claim, timeouts, deadline)
                 elif dial.is_late:
                     entry = self._dial_late(claim, dial, timeouts, deadline)
@@ -112,6 +114,32 @@ class Lender(Ledger):
         except BaseException as fault:
             self._undo_acquire(claim, entry, fault)
             raise
+
+    def _take_or_claim(self, claim: Claim, now: float, timeouts: Timeout) -> Entry | None:
+        """Return an idle connection, or give the claim a slot or a place in the queue.
+
+        Raises:
+            PoolClosed, PoolFull, SelfDeadlock: There is nothing to be had.
+        """
+        doomed: list[HTTPConnection] = []
+        held: list[Entry] | None = None
+        with self._lock:
+            if self._lost:
+                self._reap_locked(now)
+            if self._is_closed:
+                raise PoolClosed(f"the pool of {self.origin} is closed")
+            entry = self._take_idle_locked(claim, now, doomed)
+            if entry is None:
+                held = self._claim_locked(claim, now, doomed, may_wait=timeouts.acquire != 0)
+            else:
+                self._tally.unwaited += 1
+                if doomed:
+                    self._serve_locked(now)
+        for conn in doomed:
+            conn.close()
+        if held is not None:
+            raise self._self_deadlock(held, now)
+        return entry
 
     def _wait_for_slot(self, claim: Claim, timeouts: Timeout, deadline: Deadline | None) -> Entry | None:
         """Wait until a connection is given back, and return it; ``None`` means that the claim has a slot now."""
@@ -130,8 +158,7 @@ class Lender(Ledger):
         with self._lock:
             if self._is_closed:
                 raise PoolClosed(f"the pool of {self.origin} was closed")
-            claim.given = None
-            entry = self._take_idle_locked(now, doomed)
+            entry = self._take_idle_locked(claim, now, doomed)
             if entry is None:
                 self._begin_dial_locked(claim, dial)
             else:  # it came back while we woke up
@@ -291,14 +318,12 @@ class Lender(Ledger):
         dial = Dial(claim, now)
         with self._lock:
             self._leased.discard(stale)
-            for reason in stale.closed:
-                self._expiry.learn(reason, stale.leased_at - stale.idle_since, now)
+            self._learn_locked(stale, stale.closed, now)
             self._fold_locked(stale)
             stale.conn = None
-            entry = self._take_idle_locked(now, doomed)
+            entry = self._take_idle_locked(claim, now, doomed)
             if entry is None:
                 claim.dial = dial
-                claim.given = None
                 self._opening.add(dial)
                 self._begin_dial_locked(claim, dial)
             elif doomed:
@@ -379,21 +404,26 @@ class Lender(Ledger):
 
     def _undo_acquire(self, claim: Claim | None, entry: Entry | None, fault: BaseException) -> None:
         """Give back whatever a failed acquire holds, and count it."""
-        conn = None
+        held = [entry] if entry is not None else []
+        doomed: list[HTTPConnection] = []
         with self._lock:
             if claim is not None:
-                if entry is None and isinstance(claim.given, Entry):
-                    entry = claim.given  # handed over, and the wait was interrupted
+                if isinstance(claim.given, Entry) and claim.given is not entry:
+                    held.append(claim.given)  # handed over, and interrupted before it arrived
                 self._leave_locked(claim)
-            if entry is not None and entry in self._leased:
-                conn = entry.conn or entry()
-                entry.conn = None
-                self._leased.discard(entry)
+            for ours in held:
+                if ours in self._leased:
+                    conn = ours.conn or ours()
+                    ours.conn = None
+                    self._leased.discard(ours)
+                    if conn is not None:
+                        doomed.append(conn)
             self._tally.acquires[_acquire_outcome_of(fault)] += 1
-        if conn is not None and entry is not None:
+        for conn in doomed:
             conn._end(CloseReason.ERROR)
-            with self._lock:
-                self._fold_locked(entry)
+        with self._lock:
+            for ours in held:
+                self._fold_locked(ours)
         self._serve()
 
     def _acquire_timeout(self, seconds: float) -> AcquireTimeout:
@@ -465,8 +495,6 @@ class Lender(Ledger):
             if entry.is_overdue:
                 entry.is_overdue = False
                 notice = entry.borrower, now - entry.leased_at
-            if status is None:
-                conn._timeouts = None  # its borrower may have changed the socket's: the next lease sets them again
             if drained is not None:
                 tally.drains[drained] += 1
             if entry.opened or entry.closed:
@@ -492,7 +520,8 @@ class Lender(Ledger):
                     self._keep_locked(entry, conn, now, doomed, is_reused=True)
                 else:
                     entry.idle_since = self._last_used = now
-                    entry.good_until = self._expiry.good_until(entry, now)
+                    good_until = now + entry.idle_limit
+                    entry.good_until = good_until if good_until < entry.expires_at else entry.expires_at  # noqa: FURB136  # min() costs a call
                     entry.borrower = None
                     self._leased.discard(entry)
                     entry.conn = conn
@@ -511,14 +540,26 @@ class Lender(Ledger):
 
     def _is_untouched(self, conn: HTTPConnection, entry: Entry) -> bool:
         """Tell whether what a borrower had in hands is still the connection that this pool opened."""
-        conn.debuglevel = 0
-        conn.expect_continue_timeout = self.config.expect_continue_timeout
-        transport = conn._transport
-        is_ours = entry.balance == 1 and conn._tunnel_wanted is conn._tunnel_opened is entry.tunnel
-        is_ours = is_ours and conn._constant_fields is self._constant_fields  # else host or port was changed
-        is_ours = is_ours and transport is conn._opened_transport  # else sock was assigned
-        is_ours = is_ours and conn.blocksize == BLOCKSIZE and conn.__dict__.keys() <= _OUR_ATTRIBUTES
-        return is_ours and transport is not None and transport.is_open
+        transport, attributes, given = conn._transport, conn.__dict__, self._opener.given_attributes
+        if attributes != given:
+            for name in _BORROWERS_OWN:
+                attributes.pop(name, None)
+            attributes.update({name: given[name] for name in _BORROWERS_OWN & given.keys()})
+        is_ours = (
+            transport is not None
+            and transport is conn._opened_transport  # else sock was assigned
+            and entry.balance == 1
+            and conn._tunnel_wanted is conn._tunnel_opened is entry.tunnel
+            and conn._constant_fields is self._constant_fields  # else host or port was changed
+            and conn.blocksize == BLOCKSIZE
+            and attributes == given
+            and transport.is_open
+        )
+        if transport is None or not is_ours:
+            return False
+        if conn._deadline is not None or transport.has_own_timeout():
+            conn._timeouts = None  # so that the next lease sets the socket's limits again
+        return True
 
     def _settle(self, conn: HTTPConnection) -> DrainOutcome | None:
         """Bring a connection that is not idle to an end: read a bounded rest of its body, or close it."""
@@ -560,8 +601,7 @@ class Lender(Ledger):
                     self._tally.request.observe(max(now - started, 0.0))
                 self._end_lease_locked(conn, entry, now)
                 if is_stale:
-                    for reason in reasons:
-                        self._expiry.learn(reason, entry.leased_at - entry.idle_since, now)
+                    self._learn_locked(entry, reasons, now)
                     self._tally.stale[StaleOutcome.RAISED] += 1
                     self._doom_older_locked(entry, doomed)
                 self._serve_locked(now)
@@ -588,8 +628,7 @@ class Lender(Ledger):
             with self._lock:
                 if isinstance(entry, Entry):
                     self._opening.add(dial)
-                    for reason in entry.closed:
-                        self._expiry.learn(reason, entry.leased_at - entry.idle_since, now)
+                    self._learn_locked(entry, entry.closed, now)
                     self._end_lease_locked(conn, entry, now)
                     self._tally.stale[StaleOutcome.RETRIED] += 1
                     self._doom_older_locked(entry, doomed)

@@ -35,6 +35,7 @@ class Opener:
         port: TCP port.
         shown: ``host:port``, with brackets around an IPv6 address.
         constant_fields: The fields that every request carries.
+        given_attributes: What stands in the ``__dict__`` of each connection; anything else there is a borrower's.
 
     Raises:
         InvalidURL: Host, port or scheme is malformed.
@@ -50,6 +51,9 @@ class Opener:
         self.constant_fields = constant_fields(self.host, self.port, default_port=default_port)
         self._config = config
         self._context = config.ssl_context
+        self.given_attributes: dict[str, object] = {}
+        if config.expect_continue_timeout != HTTPConnection.expect_continue_timeout:
+            self.given_attributes["expect_continue_timeout"] = config.expect_continue_timeout
         self._proxy = _proxy_settings(config)
         dial_host, dial_port = (self._proxy[0], self._proxy[1]) if self._proxy else (self.host, self.port)
         self._dialer = Dialer(
@@ -82,7 +86,7 @@ class Opener:
         if self._proxy is not None:
             conn.set_tunnel(self.host, self.port, self._proxy[2])
         conn._constant_fields = self.constant_fields
-        conn.expect_continue_timeout = config.expect_continue_timeout
+        conn.__dict__.update(self.given_attributes)
         conn.bound(timeouts=timeouts, deadline=deadline, dialer=dialer, limits=config.limits, clock=config.clock)
         try:
             conn.connect()

@@ -236,6 +236,10 @@ class ConnectionPool(Upkeep):
             OSError: The socket's own errors.
         """
         now = self._clock()
+        if timeout is None and self._timeouts.total is None:
+            conn = self._acquire(now, self._timeouts, None)
+            conn._is_probed = False  # its borrower may take his time
+            return conn
         if isinstance(timeout, (int, float)):
             check_seconds("timeout", timeout, zero=True)
             # Zero bounds the waiting alone: opening a connection takes time, and has its own limit.
@@ -247,7 +251,7 @@ class ConnectionPool(Upkeep):
             except BaseException as fault:
                 self._abort(conn, fault, None, 0.0)
                 raise
-            conn._is_probed = False  # its borrower may take his time
+            conn._is_probed = False  # as above
             return conn
         timeouts, lease_deadline = self._limits(timeout, None)
         conn = self._acquire(now, timeouts, lease_deadline)

@@ -9,7 +9,6 @@ How they read in `explain()` and in the text of errors stands here too: who, sin
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
 from collections import deque
@@ -31,17 +30,23 @@ class Entry(weakref.ref[HTTPConnection]):
         lost: Where to put the record when the connection has been collected.
         now: The moment, on the pool's clock.
         expires_at: When the connection is too old, on the same clock.
+        idle_limit: How long it may be idle, in seconds.
     """
 
-    __slots__ = ("announced_idle", "balance", "borrower", "closed", "conn", "expires_at", "good_until", "idle_since",
+    __slots__ = ("balance", "borrower", "closed", "conn", "expires_at", "good_until", "idle_limit",
+                 "idle_since",
                  "is_lent", "is_overdue", "is_reused", "leased_at", "leases", "lost", "opened", "stack",
                  "tunnel")  # fmt: skip
 
-    def __new__(cls, conn: HTTPConnection, _lost: deque[Entry], _now: float, _expires_at: float) -> Self:
+    def __new__(
+        cls, conn: HTTPConnection, _lost: deque[Entry], _now: float, _expires_at: float, _idle_limit: float
+    ) -> Self:
         """Make the reference; `weakref.ref` takes its callback here."""
         return super().__new__(cls, conn, _on_collected)
 
-    def __init__(self, conn: HTTPConnection, lost: deque[Entry], now: float, expires_at: float) -> None:
+    def __init__(
+        self, conn: HTTPConnection, lost: deque[Entry], now: float, expires_at: float, idle_limit: float
+    ) -> None:
         super().__init__(conn, _on_collected)  # type: ignore[call-arg]  # typeshed has only ref.__new__
         self.conn: HTTPConnection | None = None  # only while idle, or on its way to a waiter
         self.lost = lost
@@ -51,7 +56,7 @@ class Entry(weakref.ref[HTTPConnection]):
         self.tunnel = conn._tunnel_wanted
         self.balance = 0  # sockets opened less sockets closed, as far as they have been counted
         self.expires_at = expires_at
-        self.announced_idle = math.inf  # seconds; what the server's Keep-Alive field allows, less a margin
+        self.idle_limit = idle_limit  # seconds; what the server announces or the pool learns lowers it
         self.idle_since = now
         self.good_until = now  # while idle: the earlier of its two limits
         self.leased_at = now

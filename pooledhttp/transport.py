@@ -181,7 +181,7 @@ class Transport:
             self._arm_write(math.inf)
             self.uses_kernel_timers = False
             self._read_limit = self._write_limit = None
-        elif self._has_own_timeout():
+        elif self.has_own_timeout():
             self.sock.settimeout(None)  # a borrower changed it
             self._armed_read = self._armed_write = math.inf
             self._read_limit = self._write_limit = None
@@ -200,8 +200,8 @@ class Transport:
             if self._armed_write > left + _SLACK:
                 self._arm_write(left)
 
-    def _has_own_timeout(self) -> bool:
-        """Whether the socket's timeout is somebody else's: the documented one, or one that a borrower set."""
+    def has_own_timeout(self) -> bool:
+        """Tell whether the socket's timeout is somebody else's: the documented one, or one that a borrower set."""
         if not self._is_bounded:
             return True
         timeout = self.sock.gettimeout()
@@ -253,7 +253,7 @@ class Transport:
             # One timeout for both directions: each call arms its own before it waits.
             seconds = max(seconds, 0.001)
             self.sock.settimeout(None if seconds == math.inf else seconds)
-            seconds = self.sock.gettimeout() or math.inf  # in whole nanoseconds: what `_has_own_timeout` will see
+            seconds = self.sock.gettimeout() or math.inf  # in whole nanoseconds: what `has_own_timeout` will see
             self._armed_read = self._armed_write = seconds
             return seconds
         if seconds == math.inf:
@@ -299,7 +299,7 @@ class Transport:
                 self._before_wait(self._write_limit, is_read=False)  # bound() has seen to the first send
             sent = self._send(data)  # type: ignore[arg-type]  # socket.send takes any buffer
         except _WAKE_UPS:
-            if self._has_own_timeout():
+            if self.has_own_timeout():
                 raise
         if sent:
             self.any_sent = True
@@ -314,7 +314,7 @@ class Transport:
             try:
                 sent = self._send(rest)  # type: ignore[arg-type]  # as in send()
             except _WAKE_UPS:
-                if self._has_own_timeout():
+                if self.has_own_timeout():
                     raise
                 continue
             if sent:
@@ -476,7 +476,7 @@ class Transport:
                 self._before_wait(self._read_limit, is_read=True)
             data = self._recv(size)
         except _WAKE_UPS:
-            if self._has_own_timeout():
+            if self.has_own_timeout():
                 raise
             data = self._wait_on(lambda: self._recv(size), b"")
         except ssl.SSLEOFError:
@@ -536,7 +536,7 @@ class Transport:
                 self._before_wait(self._read_limit, is_read=True)
             count = self.sock.recv_into(view)
         except _WAKE_UPS:
-            if self._has_own_timeout():
+            if self.has_own_timeout():
                 raise
             count = self._wait_on(lambda: self.sock.recv_into(view), 0)
         except ssl.SSLEOFError:
