@@ -21,7 +21,7 @@ from typing import Final
 from . import leaks
 from .config import PoolConfig
 from .conn import BLOCKSIZE, HTTPConnection
-from .errors import AcquireTimeout, PoolClosed, PoolFull, SelfDeadlock
+from .errors import AcquireTimeout, PoolClosed, PoolFull, ReadTimeout, SelfDeadlock
 from .ledger import Ledger, counted
 from .records import Claim, Dial, Entry, Grant, by_age, describe, describe_at_length, name_of
 from .states import State
@@ -44,6 +44,9 @@ _SORTED_AT_ONCE: Final = 64
 # How often a waiter looks for what nobody tells, in seconds: a lost connection, or one whose giver was interrupted.
 _LOST_CHECK: Final = 1.0
 _INFINITE: Final = float("inf")
+# A connection that was idle for so many seconds, and then gets no answer at all, may have been forgotten on its way (by
+# a gateway, or a server that lost its power): then so were those that have been idle for longer.
+_LONG_IDLE: Final = 5.0
 # How many leases the text of an error describes.
 _SHOWN_AT_MOST: Final = 10
 _NO_DESCRIPTOR_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE})
@@ -553,13 +556,13 @@ class Lender(Ledger):
             and conn._constant_fields is self._constant_fields  # else host or port was changed
             and conn.blocksize == BLOCKSIZE
             and attributes == given
-            and transport.is_open
         )
         if transport is None or not is_ours:
             return False
-        if conn._deadline is not None or transport.has_own_timeout():
-            conn._timeouts = None  # so that the next lease sets the socket's limits again
-        return True
+        if conn._deadline is None and transport.is_as_bound:
+            return True
+        conn._timeouts = None  # so that the next lease sets the socket's limits again
+        return transport.is_open
 
     def _settle(self, conn: HTTPConnection) -> DrainOutcome | None:
         """Bring a connection that is not idle to an end: read a bounded rest of its body, or close it."""
@@ -592,6 +595,12 @@ class Lender(Ledger):
         now = entry.leased_at
         reasons = list(entry.closed)
         notice = (entry.borrower, now) if entry.is_overdue else None
+        is_silent = (
+            isinstance(fault, ReadTimeout)
+            and entry.is_reused
+            and conn._failed_unanswered
+            and now - entry.idle_since >= _LONG_IDLE
+        )
         try:
             now = self._clock()
         finally:
@@ -603,6 +612,7 @@ class Lender(Ledger):
                 if is_stale:
                     self._learn_locked(entry, reasons, now)
                     self._tally.stale[StaleOutcome.RAISED] += 1
+                if is_stale or is_silent:
                     self._doom_older_locked(entry, doomed)
                 self._serve_locked(now)
             for closing in doomed:

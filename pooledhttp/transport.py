@@ -210,6 +210,16 @@ class Transport:
         return timeout != (None if self._armed_read == math.inf else self._armed_read)
 
     @property
+    def is_as_bound(self) -> bool:
+        """Whether the socket is open, and its timeout what `bound` has made it."""
+        sock = self.sock
+        if sock.fileno() < 0:
+            return False
+        if self.uses_kernel_timers:
+            return sock.gettimeout() is None
+        return not self.has_own_timeout()
+
+    @property
     def limits(self) -> tuple[float | None, float | None, Deadline | None]:
         """The limits in force: read, write, deadline."""
         return self._read_limit, self._write_limit, self._deadline

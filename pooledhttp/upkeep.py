@@ -5,7 +5,6 @@ Each of these may be called at any moment from any thread, while others lend and
 
 from __future__ import annotations
 
-import threading
 from typing import Final
 
 from . import leaks
@@ -224,28 +223,3 @@ class Upkeep(Lender):
             self._is_closed = True
         self.close()
         return True
-
-    def renew_after_fork(self) -> None:
-        """Begin anew in a child process: empty, with a lock of its own, and nothing counted.
-
-        The sockets have been closed by `forking`.  A connection that was lent when the process forked belongs to the
-        parent; the child's copy is closed, and does not connect again.
-        """
-        lent = [conn for entry in list(self._leased) if (conn := entry()) is not None]
-        idle = [entry.conn for entry in list(self._idle) if entry.conn is not None]
-        if self._capacity is not None:
-            self._capacity.renew_after_fork()
-            self._lock = self._capacity.lock
-        else:
-            self._lock = threading.Lock()
-        self._idle.clear()
-        self._leased.clear()
-        self._opening.clear()
-        self._waiters.clear()
-        self._late.clear()
-        self._lost.clear()
-        self._tally.reset()
-        self._last_connect_error = None
-        self._is_watched = False
-        for conn in idle + lent:
-            conn.abandon()
