@@ -127,10 +127,10 @@ class Capacity:
     def _oldest_locked(self) -> tuple[Claim, Ledger] | None:
         """Return who waits longest, among those whose own pool has room."""
         queue = self._queue
-        while queue and queue[0][0].given is not None:
+        while queue and not queue[0][0].is_waiting:
             queue.popleft()
         for claim, pool in queue:
-            if claim.given is None and pool._size_locked() < pool.maxsize:
+            if claim.is_waiting and pool._size_locked() < pool.maxsize:
                 return claim, pool
         return None
 

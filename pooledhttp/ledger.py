@@ -63,6 +63,7 @@ class Ledger:
         self._waiters: deque[Claim] = deque()  # oldest at the left; they hold no slot
         self._late: deque[Claim] = deque()  # oldest at the left; each waits for its own dial, or what comes before it
         self._is_closed = False
+        self._are_kept = True  # the connection that came back last stayed open: the next may be worth waiting for
         self._is_unlimited = config.max_requests is None  # and open: nothing but age ends a connection at release
         self._tally = Tally()
         self._expiry = Expiry(config)
@@ -117,8 +118,8 @@ class Ledger:
         return None
 
     def _begin_dial_locked(self, claim: Claim, dial: Dial) -> None:
-        """Choose how to dial: late if a connection may come back before the new one is open."""
-        if self._leased or len(self._opening) > 1:
+        """Choose how to dial: late if a connection may come back, and stay open, before the new one is there."""
+        if self._are_kept and (self._leased or len(self._opening) > 1):
             dial.is_late = True
             self._late.append(claim)
 

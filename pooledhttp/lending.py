@@ -243,11 +243,17 @@ class Lender(Ledger):
             if dial not in self._opening:
                 return  # its claim has gone, and has taken the slot back
             dial.is_running = True
+        conn: HTTPConnection | None = None
         try:
             conn = self._open_connection(timeouts, deadline)
+            self._end_dial(dial, conn)
         except BaseException as fault:  # noqa: BLE001  # raised again where it belongs
+            if conn is not None:
+                conn.close()
             self._end_failed_dial(dial, fault)
-            return
+
+    def _end_dial(self, dial: Dial, conn: HTTPConnection) -> None:
+        """Hand a new connection to the claim that began it, or to the oldest waiter, or let it be idle."""
         doomed: list[HTTPConnection] = []
         now = self._clock()
         with self._lock:
@@ -267,7 +273,6 @@ class Lender(Ledger):
                 else:
                     self._keep_locked(entry, conn, now, doomed, is_reused=False)
             self._serve_locked(now)
-        del conn, entry  # this frame must not keep them from being collected
         for closing in doomed:
             closing.close()
 
@@ -277,7 +282,7 @@ class Lender(Ledger):
             self._opening.discard(dial)
             self._count_connect_failure_locked(fault, now)
             claim = dial.claim
-            if claim is not None and claim.given is None:
+            if claim is not None and claim in self._late:
                 self._late.remove(claim)
                 dial.claim = None
                 claim.give(fault)
@@ -517,12 +522,15 @@ class Lender(Ledger):
                     self._leased.discard(entry)
                     tally.closed[reason] += 1
                     doomed.append(conn)
+                    self._are_kept = False
                     self._serve_locked(now)
                 elif self._waiters or self._late or self._capacity is not None:
                     self._last_used = now
+                    self._are_kept = True
                     self._keep_locked(entry, conn, now, doomed, is_reused=True)
                 else:
                     entry.idle_since = self._last_used = now
+                    self._are_kept = True
                     good_until = now + entry.idle_limit
                     entry.good_until = good_until if good_until < entry.expires_at else entry.expires_at  # noqa: FURB136  # min() costs a call
                     entry.borrower = None
@@ -535,6 +543,7 @@ class Lender(Ledger):
                 self._leased.discard(entry)
                 self._balance_locked(entry)
                 doomed.append(conn)
+                self._are_kept = False
                 self._serve_locked(now)
         for closing in doomed:
             closing.close()

@@ -101,6 +101,11 @@ class Claim:
         self.wake = threading.Lock()
         self.wake.acquire()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has been given nothing yet, not even a slot."""
+        return self.given is None and self.dial is None
+
     def give(self, given: Entry | Grant | BaseException) -> None:
         """Answer the claim and wake its caller; the pool's lock is held."""
         self.given = given

@@ -198,6 +198,7 @@ class Upkeep(Lender):
         A second call does nothing.
         """
         doomed: list[HTTPConnection] = []
+        now = self._clock()
         with self._lock:
             self._is_closed = True
             self._is_unlimited = False
@@ -207,7 +208,7 @@ class Upkeep(Lender):
             for queue in (self._waiters, self._late):
                 while queue:
                     queue.popleft().give(Grant.POOL_CLOSED)
-            self._serve_locked(-_INFINITE)  # other origins', where there is a max_total
+            self._serve_locked(now)  # other origins' waiters, where there is a max_total
         for conn in doomed:
             conn.close()
         if self._is_watched:
