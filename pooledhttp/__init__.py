@@ -39,7 +39,8 @@ from .errors import (
 )
 from .manager import PoolManager
 from .pool import ConnectionPool
-from .response import HTTPResponse, Response, StreamedResponse
+from .response import FailedAttempt, HTTPResponse, Response, StreamedResponse
+from .retry import Retry
 from .stats import HistogramStats, PoolStats
 from .timeouts import Timeout
 from .wire import Limits
@@ -53,6 +54,7 @@ __all__ = [
     "CannotSendRequest",
     "ConnectTimeout",
     "ConnectionPool",
+    "FailedAttempt",
     "HTTPConnection",
     "HTTPException",
     "HTTPResponse",
@@ -77,6 +79,7 @@ __all__ = [
     "RemoteDisconnected",
     "Response",
     "ResponseNotReady",
+    "Retry",
     "SelfDeadlock",
     "SourcePortsExhausted",
     "StreamedResponse",

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Protocol, TypedDict, cast
 from .dial import SocketOption
 from .errors import InvalidURL
 from .origin import SourceAddress, check_source_address, split_host_port
+from .retry import Retry
 from .timeouts import Clock, Timeout, check_seconds, monotonic
 from .wire import DEFAULT_LIMITS, Limits, check_field, check_host
 
@@ -38,6 +39,7 @@ class PoolOptions(TypedDict, total=False):
     drain_bytes: int
     drain_seconds: float
     resend_stale: bool
+    retry: Retry | None
     leak_after: float | None
     expect_continue_timeout: float
     source_address: SourceAddress | tuple[SourceAddress, ...] | None
@@ -71,6 +73,7 @@ class PoolConfig:
         drain_bytes: The most of an unread body that is read when a connection is given back.
         drain_seconds: The longest that may take.
         resend_stale: Whether an idempotent request is sent once more when its kept-alive connection was dead.
+        retry: When and how often a call is tried again; ``None``: never.  A call may say otherwise (`retry=`).
         leak_after: Seconds after which a lease is reported as forgotten: a warning on the logger ``pooledhttp`` with
             the borrower's stack, and a count; it is not taken away.  Costs about a microsecond per lease.  ``None``:
             never.
@@ -106,6 +109,7 @@ class PoolConfig:
     drain_bytes: int = 65536
     drain_seconds: float = 0.05
     resend_stale: bool = True
+    retry: Retry | None = None
     leak_after: float | None = None
     expect_continue_timeout: float = 1.0
     source_address: SourceAddress | tuple[SourceAddress, ...] | None = None
@@ -137,6 +141,8 @@ class PoolConfig:
         _check_bounded("expect_continue_timeout", self.expect_continue_timeout)
         if not isinstance(self.resend_stale, bool):
             raise TypeError(f"resend_stale must be a bool, not {self.resend_stale!r}")
+        if self.retry is not None and not isinstance(self.retry, Retry):
+            raise TypeError(f"retry must be a Retry or None, not {self.retry!r}")
         for address in self.source_addresses:
             if address is None:
                 raise ValueError("source_address must be a (host, port) tuple or several, without None among them")

@@ -3,13 +3,16 @@
 One `ConnectDeadline` bounds all of it together, over every address; `socket.create_connection` gives its timeout
 to each address anew and does not bound resolving at all.  Several addresses are tried in the manner of Happy
 Eyeballs (RFC 8305): the next one starts a quarter of a second after the one before it, or at once when that one
-failed, and the first to connect wins.  Every socket that is not returned is closed, whatever is raised.
+failed, and the first to connect wins.  Every socket that is not returned is closed, whatever is raised; one that is
+opened for a pool is known to `forking` as long as it lives.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
+import select
 import selectors
 import socket
 import ssl
@@ -19,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from . import forking
 from .errors import SourcePortsExhausted
 from .origin import SourceAddress
 from .timeouts import ConnectDeadline
@@ -27,6 +31,8 @@ from .timeouts import ConnectDeadline
 _ATTEMPT_DELAY: Final = 0.25
 # epoll counts milliseconds in a C int, which ends at 24.8 days; an hour later the loop just goes round again.
 _LONGEST_SELECT: Final = 3600.0
+# poll() counts milliseconds in one too, and here a wait is one call: 23 days.
+_LONGEST_POLL: Final = 2e6
 # Resolvers that hang hold a thread each; beyond this many a further call waits for one of them instead of adding one.
 _MAX_RESOLVERS: Final = 32
 _NO_PORT_LEFT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE})
@@ -48,6 +54,7 @@ class Dialer:
         source_addresses: Local (host, port) pairs to bind, tried in turn; port 0 is any.  Empty: the kernel chooses.
         socket_options: Further ``setsockopt`` arguments, set before connecting.
         uds: Path of a Unix socket to connect to instead, or ``None``.
+        is_shut_by_fork: Whether a child process closes its copies of the sockets; else they are its user's business.
     """
 
     host: str
@@ -55,6 +62,7 @@ class Dialer:
     source_addresses: tuple[SourceAddress, ...] = ()
     socket_options: tuple[SocketOption, ...] = ()
     uds: str | None = None
+    is_shut_by_fork: bool = True
 
     def dial(self, deadline: ConnectDeadline) -> socket.socket:
         """Return a connected socket, without TCP delay and without a timeout.
@@ -88,7 +96,7 @@ class Dialer:
         ) from exhausted
 
     def _dial_unix(self, path: str, deadline: ConnectDeadline) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = self._new_socket(socket.AF_UNIX, socket.SOCK_STREAM, 0)
         try:
             sock.settimeout(None)  # socket.setdefaulttimeout() may have been called
             left = deadline.begin("connecting")
@@ -131,7 +139,7 @@ class Dialer:
     def _prepare(self, address: _Address, source: SourceAddress | None) -> socket.socket:
         """Return an unconnected socket with its options set, bound if a source address fits."""
         family, kind, protocol, _, _ = address
-        sock = socket.socket(family, kind, protocol)
+        sock = self._new_socket(family, kind, protocol)
         try:
             # A request leaves in one send; waiting to fill a segment (RFC 896) would only delay it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -147,6 +155,14 @@ class Dialer:
             if isinstance(fault, OSError) and fault.errno == errno.EADDRNOTAVAIL and source is not None:
                 raise _NotLocal(fault.errno, f"source address {source[0]} is not an address of this machine") from None
             raise
+        return sock
+
+    def _new_socket(self, family: socket.AddressFamily, kind: socket.SocketKind, protocol: int) -> socket.socket:
+        if not self.is_shut_by_fork:
+            return socket.socket(family, kind, protocol)
+        with forking.uncut:
+            sock = socket.socket(family, kind, protocol)
+            forking.note_socket(sock)
         return sock
 
 
@@ -246,7 +262,19 @@ def _interleave(addresses: Sequence[_Address]) -> list[_Address]:
     return mixed
 
 
-_resolvers = threading.BoundedSemaphore(_MAX_RESOLVERS)
+class _Resolvers(threading.BoundedSemaphore):
+    """The places for threads that resolve; all are free in a child process, which has none of these threads."""
+
+    def __init__(self) -> None:
+        super().__init__(_MAX_RESOLVERS)
+        forking.register(self)
+
+    def renew_after_fork(self) -> None:
+        """Begin anew in a child process."""
+        super().__init__(_MAX_RESOLVERS)
+
+
+_resolvers: threading.BoundedSemaphore = _Resolvers()
 
 
 def resolve(host: str, port: int, deadline: ConnectDeadline) -> Sequence[_Address]:
@@ -334,7 +362,7 @@ def create_connection(
         seconds = socket.getdefaulttimeout()
     sources = () if source_address is None else (source_address,)
     deadline = ConnectDeadline(seconds, what=f"{host}:{port}")
-    sock = Dialer(host=host, port=port, source_addresses=sources).dial(deadline)
+    sock = Dialer(host=host, port=port, source_addresses=sources, is_shut_by_fork=False).dial(deadline)
     sock.settimeout(seconds)
     return sock
 
@@ -346,7 +374,8 @@ GLOBAL_DEFAULT_TIMEOUT: Final[object] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: 
 
 def default_tls_context() -> ssl.SSLContext:
     """Return a client context that verifies certificate and host name, and speaks http/1.1 (RFC 7301)."""
-    context = ssl.create_default_context()
+    with forking.uncut:
+        context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     context.post_handshake_auth = True  # a server may ask for a client's certificate later (RFC 8446 section 4.6.2)
     # Python still falls back on it where a certificate names nobody; RFC 9110 section 4.3.4 says never.
@@ -364,16 +393,81 @@ def start_tls(
         ssl.SSLError: It failed; `ssl.SSLCertVerificationError` when the certificate is not the host's.
         OSError: The socket's own errors.
     """
+    secured: socket.socket = sock
     try:
         previous = sock.gettimeout()
-        left = deadline.begin("the TLS handshake")
-        sock.settimeout(left if previous is None or (left is not None and left < previous) else previous)
-        secured = context.wrap_socket(sock, server_hostname=server_hostname, suppress_ragged_eofs=False)
+        deadline.begin("the TLS handshake")
+        with forking.uncut:
+            secured = tls = context.wrap_socket(
+                sock, server_hostname=server_hostname, suppress_ragged_eofs=False, do_handshake_on_connect=False
+            )
+            if forking.is_noted(sock):
+                forking.note_socket(tls)
+        tls.settimeout(0)
+        _shake_hands(tls, previous, deadline)
+        tls.settimeout(previous)
     except TimeoutError:
-        sock.close()
+        secured.close()
         raise deadline.exceeded() from None
-    except BaseException:
-        sock.close()
+    except BaseException as fault:
+        secured.close()
+        _close_half_made(fault)
+        if isinstance(fault, OSError) and fault.errno == errno.ENOTCONN:
+            # The reset has been told of already, and asking again says only that nobody is there.
+            raise ConnectionResetError(
+                errno.ECONNRESET, "the peer reset the connection before the handshake"
+            ) from fault
         raise
-    secured.settimeout(previous)
-    return secured
+    return tls
+
+
+def _close_half_made(fault: BaseException) -> None:
+    """Close the socket that `ssl` was making when it failed.
+
+    Up to 3.12 `SSLSocket._create` takes the descriptor out of the plain socket and, if the peer has reset the
+    connection by then, raises without closing what it has put it into.  Only the traceback still knows that socket.
+    """
+    trace = fault.__traceback__
+    while trace is not None:
+        made = trace.tb_frame.f_locals.get("self")
+        if isinstance(made, ssl.SSLSocket):
+            made.close()
+        trace = trace.tb_next
+
+
+def _shake_hands(sock: ssl.SSLSocket, timeout: float | None, deadline: ConnectDeadline) -> None:
+    """Shake hands on a non-blocking socket, and wait outside OpenSSL: see `forking` for why.
+
+    Args:
+        sock: The socket.
+        timeout: The longest wait for the peer, in seconds; ``None`` is unbounded.
+        deadline: When it must be over.
+
+    Raises:
+        TimeoutError: The peer was silent for too long.
+    """
+    while True:
+        try:
+            with forking.uncut:
+                sock.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            is_read = True
+        except ssl.SSLWantWriteError:
+            is_read = False
+        left = deadline.begin("the TLS handshake")
+        if left is None or (timeout is not None and timeout < left):
+            left = timeout
+        if not _is_ready(sock, left, is_read=is_read):
+            raise TimeoutError
+
+
+def _is_ready(sock: socket.socket, seconds: float | None, *, is_read: bool) -> bool:
+    """Wait until a socket can be read from, or written to; return whether it can, within the seconds."""
+    if not hasattr(select, "poll"):
+        readers, writers = ([sock], []) if is_read else ([], [sock])
+        return any(select.select(readers, writers, writers, seconds))
+    poll = select.poll()
+    poll.register(sock, select.POLLIN if is_read else select.POLLOUT)
+    # Rounded up, or the last millisecond would be spent in going round.
+    return bool(poll.poll(None if seconds is None else math.ceil(min(seconds, _LONGEST_POLL) * 1e3)))

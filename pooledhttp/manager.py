@@ -22,8 +22,9 @@ from .dial import SocketOption
 from .errors import InvalidURL, PoolClosed
 from .origin import SourceAddress, split_host_port
 from .pool import ConnectionContext, ConnectionPool, StreamContext
-from .request import NO_HEADERS, BodySource, Headers, PreparedRequest
+from .request import NO_HEADERS, BodySource, Headers
 from .response import Response, StreamedResponse
+from .retry import AS_CONFIGURED, RetryChoice
 from .stats import PoolStats
 from .timeouts import Timeout
 
@@ -135,6 +136,7 @@ class PoolManager:
         headers: Headers = NO_HEADERS,
         *,
         timeout: Timeout | float | None = None,
+        retry: RetryChoice = AS_CONFIGURED,
     ) -> Response:
         """Send a request to a URL and read the whole response; see `ConnectionPool.request`.
 
@@ -147,7 +149,7 @@ class PoolManager:
             pool, target = self._route(url)
             prepared = pool._prepare(method, target, body, headers)
             try:
-                return pool._request(prepared, url, timeout)
+                return pool._request(prepared, url, timeout, retry, self._reroute)
             except PoolClosed:
                 # Evicted between the look-up and the acquire: nothing was sent, and the next look-up makes another.
                 if self._is_closed:
@@ -161,10 +163,11 @@ class PoolManager:
         headers: Headers = NO_HEADERS,
         *,
         timeout: Timeout | float | None = None,
+        retry: RetryChoice = AS_CONFIGURED,
     ) -> StreamContext:
         """Send a request to a URL and lend its response; see `ConnectionPool.stream`."""
         pool, target = self._route(url)
-        return _RoutedStream(self, pool, pool._prepare(method, target, body, headers), url, timeout)
+        return _RoutedStream(pool, pool._prepare(method, target, body, headers), url, timeout, retry, self._reroute)
 
     def connection(self, url: str, timeout: Timeout | float | None = None) -> ConnectionContext:
         """Lend a connection to a URL's origin; see `ConnectionPool.connection`."""
@@ -327,18 +330,7 @@ def _check_limit(name: str, value: int) -> None:
 class _RoutedStream(StreamContext):
     """The ``with`` block of `PoolManager.stream`; nothing is sent before the pool has lent a connection."""
 
-    __slots__ = ("_manager",)
-
-    def __init__(
-        self,
-        manager: PoolManager,
-        pool: ConnectionPool,
-        prepared: PreparedRequest,
-        url: str,
-        timeout: Timeout | float | None,
-    ) -> None:
-        super().__init__(pool, prepared, url, timeout)
-        self._manager = manager
+    __slots__ = ()
 
     def __enter__(self) -> StreamedResponse:
         """Send the request and receive the head."""
@@ -346,7 +338,9 @@ class _RoutedStream(StreamContext):
             try:
                 return super().__enter__()
             except PoolClosed:
-                self._pool = self._manager._reroute(self._pool)
+                if self._reroute is None:
+                    raise
+                self._pool = self._reroute(self._pool)
 
 
 class _RoutedConnection(ConnectionContext):

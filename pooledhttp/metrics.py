@@ -198,14 +198,28 @@ _NUMBERS: Final = (
         CounterMetricFamily,
         "pooledhttp_leaked_connections_total",
         attrgetter("leaked"),
-        "Connections that were garbage-collected while lent.",
+        "Leases that lasted longer than leak_after, and connections that were garbage-collected while lent.",
     ),
     _Split(
         CounterMetricFamily,
         "pooledhttp_requests_total",
         "outcome",
         attrgetter("requests"),
-        "Calls of request and stream, by the class of the status or the failure.",
+        "Calls of request and stream, by the class of the status or the failure; however often they were tried.",
+    ),
+    _Split(
+        CounterMetricFamily,
+        "pooledhttp_retries_total",
+        "reason",
+        attrgetter("retries"),
+        "Attempts after the first, by what had failed before.",
+    ),
+    _Split(
+        CounterMetricFamily,
+        "pooledhttp_retries_refused_total",
+        "reason",
+        attrgetter("retries_refused"),
+        "Calls with retries that were not tried again after a failure that is, by what stood against it.",
     ),
 )
 
@@ -224,7 +238,7 @@ _DISTRIBUTIONS: Final = (
     _Distribution(
         "pooledhttp_request_duration_seconds",
         "request",
-        "Calls of request and stream, waiting for a connection included.",
+        "Calls of request and stream, waiting for a connection and between attempts included.",
     ),
 )
 
@@ -282,6 +296,15 @@ class PoolCollector(Collector):
         if due:
             # Outside the lock: looking may make us the last to hold a pool, and it would be taken down right here.
             self._retire([watched for watched in due if watched.pool() is None])
+
+    def renew_after_fork(self) -> None:
+        """Begin anew in a child process: the counts so far are the parent's, and it is the parent that shows them."""
+        self._lock = threading.RLock()
+        self._watched = {watched: None for watched in list(self._watched) if watched.pool() is not None}
+        for watched in self._watched:
+            watched.reused = 0  # the pools set their tallies to zero themselves
+        self._retired = {}
+        self._sums = {}
 
     def describe(self) -> list[Metric]:
         """Return the families without samples, so that a clash of names is seen without asking any pool."""
@@ -397,13 +420,13 @@ def _is_registered(registry: Registry, collector: PoolCollector) -> bool:
     return collectors is None or collector in collectors
 
 
-def _renew_locks() -> None:
-    # A thread that exists only in the parent may hold them.
+def _begin_anew() -> None:
+    # A thread that exists only in the parent may hold the lock.
     global _lock  # noqa: PLW0603  # a lock cannot be freed for its lost owner, only replaced
     _lock = threading.RLock()
     for collector in list(_collectors.values()):
-        collector._lock = threading.RLock()
+        collector.renew_after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+    os.register_at_fork(after_in_child=_begin_anew)

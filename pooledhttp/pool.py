@@ -1,8 +1,9 @@
 """`ConnectionPool`: the connections to one origin, and one request from start to end.
 
 The walk of a request: `request` prepares it (nothing is open yet), `_exchange` acquires a connection, sends and
-receives, `_release` puts the connection back.  How connections are lent is the business of `lending.Lender`; when a
-request is sent a second time, that of `retry`.
+receives, `_release` puts the connection back.  Where a `Retry` is asked for, `_exchange_with_retries` walks that way
+again after a wait.  How connections are lent is the business of `lending.Lender`; what may be sent a second time, that
+of `retry`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from .config import PoolConfig, PoolOptions, config_of
 from .conn import PEER_STOPPED_READING, HTTPConnection
-from .errors import HTTPException, InvalidURL
+from .errors import HTTPException, InvalidURL, PoolClosed
 from .lending import is_reused, lease_of, outcome_of
 from .request import NO_HEADERS, BodySource, Headers, PreparedRequest, prepare
-from .response import Response, StreamedResponse
-from .retry import is_late_timeout, may_resend
+from .response import FailedAttempt, Response, RetriedResponse, StreamedResponse
+from .retry import AS_CONFIGURED, Attempts, Budget, Retry, RetryChoice, is_late_timeout, may_resend, retry_after_seconds
 from .states import State
-from .stats import OUTCOME_BY_STATUS_CLASS, RequestOutcome, Tally
-from .timeouts import Deadline, Timeout, check_seconds
+from .stats import OUTCOME_BY_STATUS_CLASS, RequestOutcome, RetryReason, RetryRefusal, Tally
+from .timeouts import Deadline, Timeout, check_seconds, pause
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from typing import Unpack
 
 _Result = TypeVar("_Result")
+_Reroute = Callable[["ConnectionPool"], "ConnectionPool"]
 
 
 class ConnectionPool(Upkeep):
@@ -56,6 +58,9 @@ class ConnectionPool(Upkeep):
         **options: Unpack[PoolOptions],
     ) -> None:
         super().__init__(host, port, scheme, config_of(config, options))
+        self._retry = self.config.retry
+        self._budget = Budget()  # guarded by the lock
+        self._pause = pause
         if self.config.registry is not None:
             _watch(self, self._tally)
 
@@ -69,6 +74,7 @@ class ConnectionPool(Upkeep):
         headers: Headers = NO_HEADERS,
         *,
         timeout: Timeout | float | None = None,
+        retry: RetryChoice = AS_CONFIGURED,
     ) -> Response:
         """Send a request and read the whole response; the connection is back before this returns.
 
@@ -79,9 +85,11 @@ class ConnectionPool(Upkeep):
             headers: Fields to send.
             timeout: A number is the total of the whole call in seconds; a `Timeout` replaces the pool's, and ``None``
                 leaves it.
+            retry: When and how often to try again; ``None``: never.  Left out, the pool's setting holds.
 
         Returns:
-            The response, with its body in `data`; a status like 404 or 500 is no error.
+            The response, with its body in `data`; a status like 404 or 500 is no error, and neither is one that `retry`
+            asks to try again and that was still the answer in the end.
 
         Raises:
             ValueError: The request is malformed (`InvalidURL`: its target); nothing was opened.
@@ -98,7 +106,7 @@ class ConnectionPool(Upkeep):
         prepared = prepare(
             method, target, body, headers, constant_fields=self._constant_fields, encode_chunked=True, is_strict=True
         )
-        return self._request(prepared, target, timeout)
+        return self._request(prepared, target, timeout, retry)
 
     def _prepare(self, method: str, target: str, body: BodySource | None, headers: Headers) -> PreparedRequest:
         if target.__class__ is not str or target[:1] != "/":
@@ -114,13 +122,40 @@ class ConnectionPool(Upkeep):
         if target != "*" and not target.startswith("/"):
             raise InvalidURL("the request target must begin with '/' (or be '*'); a whole URL goes to a PoolManager")
 
-    def _request(self, prepared: PreparedRequest, url: str, timeout: Timeout | float | None) -> Response:
-        """Perform a prepared request: the walk that `request` promises, once down and once up."""
+    def _request(
+        self,
+        prepared: PreparedRequest,
+        url: str,
+        timeout: Timeout | float | None,
+        retry: RetryChoice,
+        reroute: _Reroute | None = None,
+    ) -> Response:
+        """Perform a prepared request: the walk that `request` promises, once down and once up.
+
+        Args:
+            prepared: The request.
+            url: What the caller asked for, for the response.
+            timeout: As `request`.
+            retry: As `request`.
+            reroute: Returns the pool that takes the place of one that was closed between two attempts; ``None``: none.
+        """
         now = self._clock()
         timeouts = self._timeouts
         deadline = None
         if timeout is not None or timeouts.total is not None:
             timeouts, deadline = self._limits(timeout, prepared)
+        if retry == AS_CONFIGURED:
+            retry = self._retry
+        if retry is not None:
+            pool, conn, attempts, exchange = self._exchange_with_retries(
+                prepared, timeouts, deadline, now, HTTPConnection.exchange, retry, reroute
+            )
+            head, data, trailers = exchange
+            pool._release(conn, head.status, now)
+            if attempts.failures:
+                failures = tuple(attempts.failures)
+                return RetriedResponse(head, data, prepared.method, url, attempts.resends, trailers, failures)
+            return Response(head, data, prepared.method, url, attempts.resends, trailers)
         conn, resends, exchange = self._exchange(prepared, timeouts, deadline, now, HTTPConnection.exchange)
         head, data, trailers = exchange
         self._release(conn, head.status, now)
@@ -134,15 +169,17 @@ class ConnectionPool(Upkeep):
         headers: Headers = NO_HEADERS,
         *,
         timeout: Timeout | float | None = None,
+        retry: RetryChoice = AS_CONFIGURED,
     ) -> StreamContext:
         """Send a request and lend its response, for bodies that are to be read in pieces.
 
         ``with pool.stream("GET", "/export") as response:`` gives a `StreamedResponse`; leaving the block gives the
         connection back.  Of a body that is left unread, a bounded rest is drained; beyond it the connection is closed.
 
-        Args and errors are those of `request`; they arise on entering the block.
+        Args and errors are those of `request`; they arise on entering the block.  So do retries: what goes wrong in
+        the body, of which the block may have read a part, is the block's affair.
         """
-        return StreamContext(self, self._prepare(method, target, body, headers), target, timeout)
+        return StreamContext(self, self._prepare(method, target, body, headers), target, timeout, retry)
 
     def _exchange(
         self,
@@ -151,8 +188,18 @@ class ConnectionPool(Upkeep):
         deadline: Deadline | None,
         started: float,
         exchange: Callable[[HTTPConnection, PreparedRequest], _Result],
+        attempts: Attempts | None = None,
     ) -> tuple[HTTPConnection, int, _Result]:
         """Acquire, send and receive; once more on a new connection where the stale-resend rule allows it.
+
+        Args:
+            prepared: The request.
+            timeouts: The limits of the lease.
+            deadline: When the whole call must be over, or ``None``.
+            started: The moment.
+            exchange: What to do with the connection.
+            attempts: Is told how far this came when it fails, and then sees to it that the call is counted; ``None``:
+                this is all there is to the call.
 
         Returns:
             The connection, still leased, how often the request was sent again, and what `exchange` gave.
@@ -160,7 +207,7 @@ class ConnectionPool(Upkeep):
         try:
             conn = self._acquire(started, timeouts, deadline)
         except BaseException as fault:
-            self._count_request(outcome_of(fault), started)
+            self._not_open(fault, started, attempts)
             raise
         was_reused = is_reused(conn)
         try:
@@ -170,24 +217,42 @@ class ConnectionPool(Upkeep):
         except BaseException as fault:
             if not self._may_resend(conn, prepared, fault, was_reused=was_reused):
                 is_stale = was_reused and conn._failed_unanswered and isinstance(fault, (ConnectionError, ssl.SSLError))
-                self._abort(conn, fault, outcome_of(fault), started, is_stale=is_stale)
+                self._broke(conn, fault, started, attempts, is_stale=is_stale)
                 raise
         else:
             head = conn._head
             if head is None or head.status != 408 or not self._is_late_timeout(conn, prepared, was_reused=was_reused):
                 return conn, 0, result
+        if attempts is not None:
+            attempts.resends += 1
         try:
             conn = self._replace(conn, timeouts, deadline)
         except BaseException as fault:
-            self._count_request(outcome_of(fault), started)
+            # Nothing of it is to be feared: what was sent before may be sent again, else we would not be here.
+            self._not_open(fault, started, attempts)
             raise
         try:
             if deadline is not None:
                 deadline.enter("exchange again")
             return conn, 1, exchange(conn, prepared)
         except BaseException as fault:
-            self._abort(conn, fault, outcome_of(fault), started)
+            self._broke(conn, fault, started, attempts, is_stale=False)
             raise
+
+    def _not_open(self, fault: BaseException, started: float, attempts: Attempts | None) -> None:
+        """See to a call, or an attempt of it, that failed without a connection."""
+        if attempts is None:
+            self._count_request(outcome_of(fault), started)
+        else:
+            attempts.broke(is_open=False, is_unsent=True)
+
+    def _broke(
+        self, conn: HTTPConnection, fault: BaseException, started: float, attempts: Attempts | None, *, is_stale: bool
+    ) -> None:
+        """See to a call, or an attempt of it, that failed on a connection."""
+        if attempts is not None:
+            attempts.broke(is_open=True, is_unsent=conn._failed_unsent)
+        self._abort(conn, fault, outcome_of(fault) if attempts is None else None, started, is_stale=is_stale)
 
     def _may_resend(
         self, conn: HTTPConnection, prepared: PreparedRequest, fault: BaseException, *, was_reused: bool
@@ -214,6 +279,108 @@ class ConnectionPool(Upkeep):
         with self._lock:
             self._tally.requests[outcome] += 1
             self._tally.request.observe(now - started)
+
+    # --- one call in several attempts -----------------------------------------------------------------
+
+    def _exchange_with_retries(
+        self,
+        prepared: PreparedRequest,
+        timeouts: Timeout,
+        deadline: Deadline | None,
+        started: float,
+        exchange: Callable[[HTTPConnection, PreparedRequest], _Result],
+        retry: Retry,
+        reroute: _Reroute | None,
+    ) -> tuple[ConnectionPool, HTTPConnection, Attempts, _Result]:
+        """`_exchange`, and again as long as `retry` allows it; between two attempts no connection is held.
+
+        Returns:
+            The pool in which it ended, the connection, still leased, the attempts, and what `exchange` gave.
+        """
+        if not isinstance(retry, Retry):
+            raise TypeError(f"retry must be a Retry, None or {AS_CONFIGURED!r}, not {retry!r}")
+        pool, now = self, started
+        attempts = Attempts(retry, prepared)
+        try:
+            with self._lock:
+                self._budget.note_call_locked(now)
+            while True:
+                try:
+                    conn, _, result = pool._exchange(prepared, timeouts, deadline, now, exchange, attempts)
+                except Exception as fault:
+                    if reroute is not None and isinstance(fault, PoolClosed):
+                        pool = reroute(pool)  # it was evicted before this attempt began, or during the wait
+                        now = pool._clock()
+                        continue
+                    failure = pool._after_fault(fault, attempts, deadline)
+                    if failure is None:
+                        attempts.explain(fault)
+                        raise
+                else:
+                    failure = pool._after_answer(conn, attempts, deadline)
+                    if failure is None:
+                        return pool, conn, attempts, result
+                    del conn, result  # whoever has the connection next may lose it
+                attempts.failures.append(failure)
+                if deadline is not None:
+                    deadline.enter("wait")
+                self._pause(failure.waited)
+                now = pool._clock()
+                if deadline is not None:
+                    deadline.enter("acquire")
+        except BaseException as fault:
+            pool._count_request(outcome_of(fault), started)
+            raise
+
+    def _after_fault(self, fault: Exception, attempts: Attempts, deadline: Deadline | None) -> FailedAttempt | None:
+        """Return an attempt that failed as one that is followed by another; ``None``: it was the last."""
+        reason = attempts.reason_after_fault(fault)
+        wait = None if reason is None else self._wait_after(reason, attempts, deadline)
+        if wait is None:
+            return None
+        return FailedAttempt(what=f"{type(fault).__name__}: {fault}", status=None, waited=wait)
+
+    def _after_answer(
+        self, conn: HTTPConnection, attempts: Attempts, deadline: Deadline | None
+    ) -> FailedAttempt | None:
+        """Give the connection back and return the attempt, if its answer is asked for again; ``None``: it stands."""
+        head = conn._head
+        reason = None if head is None else attempts.reason_after_status(head.status)
+        if head is None or reason is None:
+            return None
+        try:
+            asked = retry_after_seconds(head.get("retry-after"), head.get("date"))
+            wait = self._wait_after(reason, attempts, deadline, asked=asked)
+        except BaseException as fault:
+            self._abort(conn, fault, None, 0.0)
+            raise
+        if wait is None:
+            return None
+        self._release(conn, None, 0.0)
+        return FailedAttempt(what=str(head.status), status=head.status, waited=wait)
+
+    def _wait_after(
+        self, reason: RetryReason, attempts: Attempts, deadline: Deadline | None, *, asked: float | None = None
+    ) -> float | None:
+        """Return how long to wait before the next attempt, in seconds; ``None`` if there is none.  Count either.
+
+        Args:
+            reason: Why there may be another.
+            attempts: The call's.
+            deadline: When the whole call must be over, or ``None``.
+            asked: How long the server asked to wait, or ``None``.
+        """
+        wait = attempts.wait(asked=asked, left=None if deadline is None else deadline.remaining())
+        now = self._clock()
+        with self._lock:
+            if not isinstance(wait, RetryRefusal) and not self._budget.take_locked(attempts.retry, now):
+                wait = RetryRefusal.BUDGET
+            if not isinstance(wait, RetryRefusal):
+                self._tally.retries[reason] += 1
+                return wait
+            self._tally.retries_refused[wait] += 1
+        attempts.refused(wait)
+        return None
 
     # --- lending --------------------------------------------------------------------------------------
 
@@ -293,6 +460,11 @@ class ConnectionPool(Upkeep):
         deadline.enter("acquire")
         return timeouts, deadline
 
+    def renew_after_fork(self) -> None:
+        """Begin anew in a child process; what the parent has asked of the server is not the child's doing."""
+        super().renew_after_fork()
+        self._budget = Budget()
+
     def __enter__(self) -> Self:
         """Return the pool."""
         return self
@@ -335,15 +507,24 @@ class ConnectionContext:
 class StreamContext:
     """The ``with`` block of `ConnectionPool.stream`."""
 
-    __slots__ = ("_conn", "_lease", "_pool", "_prepared", "_response", "_started", "_timeout", "_url")
+    __slots__ = ("_conn", "_lease", "_pool", "_prepared", "_reroute", "_response", "_retry", "_started", "_timeout",
+                 "_url")  # fmt: skip
 
     def __init__(
-        self, pool: ConnectionPool, prepared: PreparedRequest, url: str, timeout: Timeout | float | None
+        self,
+        pool: ConnectionPool,
+        prepared: PreparedRequest,
+        url: str,
+        timeout: Timeout | float | None,
+        retry: RetryChoice,
+        reroute: _Reroute | None = None,
     ) -> None:
         self._pool = pool
         self._prepared = prepared
         self._url = url
         self._timeout = timeout
+        self._retry = retry
+        self._reroute = reroute
         self._conn: HTTPConnection | None = None
         self._response: StreamedResponse | None = None
         self._lease: tuple[object, int] | None = None
@@ -354,12 +535,21 @@ class StreamContext:
         pool = self._pool
         self._started = pool._clock()
         timeouts, deadline = pool._limits(self._timeout, self._prepared)
-        self._conn, resends, response = pool._exchange(
-            self._prepared, timeouts, deadline, self._started, _begin_streamed
-        )
+        retry = pool._retry if self._retry == AS_CONFIGURED else self._retry
+        if retry is None:
+            self._conn, resends, response = pool._exchange(
+                self._prepared, timeouts, deadline, self._started, _begin_streamed
+            )
+            response.resends = resends
+        else:
+            self._pool, self._conn, attempts, response = pool._exchange_with_retries(
+                self._prepared, timeouts, deadline, self._started, _begin_streamed, retry, self._reroute
+            )
+            response.resends = attempts.resends
+            response.attempts = attempts.number
+            response.failures = tuple(attempts.failures)
         self._response = response
         self._lease = lease_of(self._conn)
-        response.resends = resends
         response.url = self._url
         return response
 

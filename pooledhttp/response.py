@@ -12,6 +12,7 @@ import io
 import json
 import socket
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from http.client import HTTPMessage
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
@@ -650,6 +651,21 @@ class _Guard:
             self._response._ended(self._body)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedAttempt:
+    """An attempt that failed and was followed by another, see `Retry`.
+
+    Attributes:
+        what: What became of it, for a log: the status, or the error's class and text.
+        status: The status, or ``None`` if there was no answer.
+        waited: How long the call waited before the next attempt, in seconds.
+    """
+
+    what: str
+    status: int | None
+    waited: float
+
+
 class StreamedResponse(HTTPResponse):
     """The response of `ConnectionPool.stream`: the documented object, but iteration yields pieces, not lines.
 
@@ -657,10 +673,15 @@ class StreamedResponse(HTTPResponse):
     there is `readline`, or an `io.TextIOWrapper` around it.
 
     Attributes:
-        resends: How often the request was sent again because a kept-alive connection had died (0 or 1).
+        resends: How often the request was sent again because a kept-alive connection had died (at most once in each
+            attempt).
+        attempts: How often it was tried; more than once only with a `Retry`.
+        failures: The attempts before the one that led to this response.
     """
 
     resends = 0
+    attempts = 1
+    failures: tuple[FailedAttempt, ...] = ()
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the body in the pieces in which it arrives."""
@@ -683,10 +704,17 @@ class Response:
         url: The URL or target that was asked for.
         data: The whole body; content codings are not undone.
         trailers: The fields behind a chunked body.
-        resends: How often the request was sent again because a kept-alive connection had died (0 or 1).
+        resends: How often the request was sent again because a kept-alive connection had died (at most once in each
+            attempt).
+        attempts: How often it was tried; more than once only with a `Retry`.
+        failures: The attempts before the one that led to this response.
     """
 
     __slots__ = ("_head", "data", "method", "resends", "trailers", "url")
+
+    # Of the class, where most responses find them: they cost nothing to set.
+    attempts: int = 1
+    failures: tuple[FailedAttempt, ...] = ()
 
     def __init__(
         self, head: Head, data: bytes, method: str, url: str, resends: int, trailers: list[tuple[str, str]]
@@ -748,3 +776,23 @@ class Response:
     def __repr__(self) -> str:
         """Show status, target and size; no header, since those hold secrets."""
         return f"<Response {self.status} {self.reason} {self.method} {len(self.data)} bytes>"
+
+
+class RetriedResponse(Response):
+    """The response to a request that was tried more than once."""
+
+    __slots__ = ("attempts", "failures")
+
+    def __init__(
+        self,
+        head: Head,
+        data: bytes,
+        method: str,
+        url: str,
+        resends: int,
+        trailers: list[tuple[str, str]],
+        failures: tuple[FailedAttempt, ...],
+    ) -> None:
+        super().__init__(head, data, method, url, resends, trailers)
+        self.attempts = len(failures) + 1
+        self.failures = failures

@@ -80,6 +80,25 @@ class StaleOutcome(StrEnum):
     RAISED = "raised"
 
 
+class RetryReason(StrEnum):
+    """Why a request was tried again, where its call asked for that."""
+
+    CONNECT = "connect"  # no connection could be opened
+    RESET = "reset"  # the connection ended before the answer came
+    TIMEOUT = "timeout"
+    TRUNCATED = "truncated"  # the body of the answer ended before its framing said so
+    STATUS = "status"  # the answer asked for it: 503 and the like
+
+
+class RetryRefusal(StrEnum):
+    """Why a request was not tried again, though its failure was one that is."""
+
+    ATTEMPTS = "attempts"  # it had had all of them
+    BUDGET = "budget"  # of all calls to this origin, too many were being tried again
+    DEADLINE = "deadline"  # the wait did not fit into what was left of the call's total
+    RETRY_AFTER = "retry_after"  # the server asked for a longer wait than the call would have
+
+
 class DrainOutcome(StrEnum):
     """What became of the unread rest of a body when its connection was given back."""
 
@@ -189,6 +208,8 @@ class Tally:
         "opened",
         "request",
         "requests",
+        "retries",
+        "retries_refused",
         "stale",
         "unwaited",
         "use",
@@ -207,6 +228,8 @@ class Tally:
         self.stale = dict.fromkeys(StaleOutcome, 0)
         self.drains = dict.fromkeys(DrainOutcome, 0)
         self.requests = dict.fromkeys(RequestOutcome, 0)
+        self.retries = dict.fromkeys(RetryReason, 0)
+        self.retries_refused = dict.fromkeys(RetryRefusal, 0)
         self.leaked = 0
         self.wait = Histogram(WAIT_BOUNDS)
         self.use = Histogram(USE_BOUNDS)
@@ -250,12 +273,15 @@ class PoolStats:
         connect_failures: Failed attempts to open a connection, by reason.
         stale: Requests whose kept-alive connection turned out dead, by what became of them.
         drains: Connections given back with an unread body, by what became of it.
-        requests: Calls through `request` and `stream`, by outcome.
-        leaked: Connections that were collected while lent.
+        requests: Calls through `request` and `stream`, by how they ended; one that was tried again counts once.
+        retries: Attempts after the first of a call that asks for them (`Retry`), by what had failed before.
+        retries_refused: Calls that asked for them and ended with a failure that is tried again, by why it was not.
+        leaked: Leases that lasted longer than `leak_after`, and connections that were collected while lent; a lease
+            counts once.
         wait: Waiting for a connection or a slot (not connecting), per acquire that got one.
         use: From acquire to release, per lease.
         connect: Resolving, connecting, tunnel and TLS of the connections that were opened.
-        request: Calls through `request` and `stream` whole, the wait included.
+        request: Calls through `request` and `stream` whole, waiting for a connection and between attempts included.
     """
 
     name: str
@@ -272,6 +298,8 @@ class PoolStats:
     stale: Mapping[str, int]
     drains: Mapping[str, int]
     requests: Mapping[str, int]
+    retries: Mapping[str, int]
+    retries_refused: Mapping[str, int]
     leaked: int
     wait: HistogramStats
     use: HistogramStats
@@ -302,6 +330,8 @@ class PoolStats:
             stale=_summed(self.stale, other.stale),
             drains=_summed(self.drains, other.drains),
             requests=_summed(self.requests, other.requests),
+            retries=_summed(self.retries, other.retries),
+            retries_refused=_summed(self.retries_refused, other.retries_refused),
             leaked=self.leaked + other.leaked,
             wait=self.wait + other.wait,
             use=self.use + other.use,
@@ -349,6 +379,8 @@ def freeze(
         stale=_frozen(tally.stale),
         drains=_frozen(tally.drains),
         requests=_frozen(tally.requests),
+        retries=_frozen(tally.retries),
+        retries_refused=_frozen(tally.retries_refused),
         leaked=tally.leaked,
         wait=tally.wait.freeze(),
         use=tally.use.freeze(),

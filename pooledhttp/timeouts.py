@@ -18,6 +18,17 @@ Clock = Callable[[], float]
 
 monotonic: Clock = time.monotonic
 
+
+def wall_clock() -> float:
+    """Return the seconds since 1970.  They may be set at any moment: only for dates that a server has written."""
+    return time.time()
+
+
+def pause(seconds: float) -> None:
+    """Wait between two attempts: the only place where the package sleeps for its caller."""
+    time.sleep(seconds)  # looked up now, so that a program that gevent has patched lets its other greenlets run
+
+
 # threading and poll() refuse waits that do not fit their C types; a year is "for ever" to a request.
 LONGEST = 365 * 24 * 3600.0
 

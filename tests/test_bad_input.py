@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pooledhttp import ConnectionPool, HTTPConnection, HTTPSConnection, PoolManager, Timeout
+from pooledhttp import ConnectionPool, HTTPConnection, HTTPSConnection, PoolManager, Retry, Timeout
 from pooledhttp.errors import CannotSendHeader, IllegalKeywordArgument, InvalidURL
 from pooledhttp.states import State
 from pooledhttp.testing import ExpectHead, Repeat, ResourceAudit, Respond, ScriptedServer, ServerFactory
@@ -104,6 +104,7 @@ BAD_TIMES: list[Bad] = [
     ((1, 2), TypeError, "timeout must be"),
 ]
 BAD_TIMEOUTS: list[Bad] = [(0, ValueError, "timeout must be"), *BAD_TIMES]
+BAD_RETRIES: list[Bad] = [(bad, TypeError, "retry must be a Retry") for bad in (3, True, False, "off", Retry)]
 BAD_SOURCES: list[Bad] = [
     *[
         (bad, ValueError, "source_address must be")
@@ -232,6 +233,7 @@ def test_connection_with_missing_certificate_files_is_not_made(opened: SocketCou
     port=BAD_PORTS,
     timeout=[*BAD_TIMEOUTS, (None, TypeError, "timeout must be")],
     source_address=BAD_SOURCES,
+    retry=[*BAD_RETRIES, ("configured", TypeError, "retry must be a Retry or None")],
     scheme=[(bad, InvalidURL, "scheme must be http or https") for bad in ("", "HTTP", "ftp", None, 5, b"http")],
     maxsize=[(0, ValueError, "maxsize"), (-1, ValueError, "maxsize"), ("5", TypeError, "maxsize")],
     max_waiters=[(-1, ValueError, "max_waiters"), (1.5, TypeError, "max_waiters")],
@@ -258,6 +260,7 @@ def test_pool_with_a_malformed_argument_is_not_made(
     max_pools=[(0, ValueError, "max_pools"), (1.5, TypeError, "max_pools")],
     timeout=[*BAD_TIMEOUTS, (None, TypeError, "timeout must be")],
     source_address=BAD_SOURCES,
+    retry=BAD_RETRIES,
     maxsize=[(0, ValueError, "maxsize"), ("5", TypeError, "maxsize")],
     proxy=[("proxy:3128", InvalidURL, "proxy must be")],
     pool_size=[(5, TypeError, "unexpected keyword argument 'pool_size'")],
@@ -459,6 +462,7 @@ bad_pool_requests = in_use(
     body=BAD_BODIES,
     headers=BAD_HEADERS,
     timeout=BAD_TIMEOUTS,
+    retry=BAD_RETRIES,
     retries=[(3, TypeError, "unexpected keyword argument 'retries'")],
 )
 bad_leases = in_use(timeout=BAD_TIMES, time_out=[(3, TypeError, "unexpected keyword argument 'time_out'")])
@@ -585,6 +589,7 @@ bad_manager_requests = in_use(
     body=BAD_BODIES,
     headers=BAD_HEADERS,
     timeout=BAD_TIMEOUTS,
+    retry=BAD_RETRIES,
     retries=[(3, TypeError, "unexpected keyword argument 'retries'")],
 )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry
 
-from pooledhttp import ConnectionPool, Limits, PoolConfig, PoolManager, Timeout
+from pooledhttp import ConnectionPool, Limits, PoolConfig, PoolManager, Retry, Timeout
 from pooledhttp.config import PoolOptions, proxy_of
 from pooledhttp.errors import InvalidURL
 from pooledhttp.timeouts import LONGEST
@@ -39,6 +39,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "drain_bytes": 65536,
         "drain_seconds": 0.05,
         "resend_stale": True,
+        "retry": None,
         "expect_continue_timeout": 1.0,
         "source_address": None,
         "proxy": None,
@@ -77,6 +78,7 @@ GOOD: list[tuple[str, object]] = [
     ("drain_bytes", 0),
     ("drain_seconds", 0),
     ("resend_stale", False),
+    ("retry", Retry()),
     ("expect_continue_timeout", 0),
     ("source_address", ("127.0.0.1", 0)),
     ("source_address", (("127.0.0.1", 0), ("::1", 0))),
@@ -126,6 +128,7 @@ BAD: list[tuple[str, object, type[Exception]]] = [
     *[("expect_continue_timeout", value, ValueError) for value in (-1, math.nan, math.inf)],
     *[("expect_continue_timeout", value, TypeError) for value in (None, "5", True)],
     *[("resend_stale", value, TypeError) for value in (None, "no", 0)],
+    *[("retry", value, TypeError) for value in (3, True, "configured", {"attempts": 3}, Retry)],
     *[
         ("source_address", value, ValueError)
         for value in (

@@ -39,6 +39,7 @@ from pooledhttp import (
     PoolFull,
     PoolStats,
     ReadTimeout,
+    Retry,
     Timeout,
     TunnelError,
 )
@@ -50,6 +51,8 @@ from pooledhttp.stats import (
     ConnectFailure,
     DrainOutcome,
     RequestOutcome,
+    RetryReason,
+    RetryRefusal,
     StaleOutcome,
 )
 from pooledhttp.testing import (
@@ -643,6 +646,34 @@ def test_requests_are_counted_by_class_of_status(shop: Shop, registry: Collector
     assert by("outcome", registry, "pooledhttp_requests_total") == {"2xx": 2, "3xx": 1, "4xx": 2, "5xx": 1}
 
 
+def test_retries_are_counted_by_what_had_failed_and_their_call_once(shop: Shop, registry: CollectorRegistry) -> None:
+    steps = [ExpectHead(), Respond(503), ExpectHead(), Respond(429), *ANSWER]
+    pool = shop.pool_to([ExpectHead(), Close()], steps, retry=Retry(attempts=4, backoff=0))
+    assert pool.request("GET", "/").data == b"ok"
+    assert by("reason", registry, "pooledhttp_retries_total") == {"reset": 1, "status": 2}
+    assert by("reason", registry, "pooledhttp_retries_refused_total") == {}
+    assert by("outcome", registry, "pooledhttp_requests_total") == {"2xx": 1}
+    assert number(registry, "pooledhttp_request_duration_seconds_count") == 1
+    assert imbalance(registry) == 0
+
+
+def test_retries_that_are_not_made_are_counted_by_what_stands_against_them(
+    shop: Shop, registry: CollectorRegistry
+) -> None:
+    busy = Repeat([ExpectHead(), Respond(503, headers=[("Retry-After", "20")])])
+    pool = shop.pool_to([busy])
+    refusals = {
+        "attempts": pool.request("GET", "/", retry=Retry(attempts=1)),
+        "budget": pool.request("GET", "/", retry=Retry(budget=0, budget_floor=0)),
+        "deadline": pool.request("GET", "/", retry=Retry(), timeout=10),
+        "retry_after": pool.request("GET", "/", retry=Retry(retry_after_max=19)),
+    }
+    assert {response.status for response in refusals.values()} == {503}
+    assert by("reason", registry, "pooledhttp_retries_refused_total") == dict.fromkeys(refusals, 1)
+    assert by("reason", registry, "pooledhttp_retries_total") == {}
+    assert by("outcome", registry, "pooledhttp_requests_total") == {"5xx": 4}
+
+
 def test_request_that_times_out_is_counted(shop: Shop, registry: CollectorRegistry) -> None:
     pool = shop.pool_to([ExpectHead(), KeepOpen()], clock=time.monotonic)
     silent(pool)
@@ -789,6 +820,8 @@ def test_every_value_of_a_label_is_there_from_the_start(shop: Shop, registry: Co
         ("pooledhttp_stale_connections_total", "outcome"): set(StaleOutcome),
         ("pooledhttp_drains_total", "outcome"): set(DrainOutcome),
         ("pooledhttp_requests_total", "outcome"): set(RequestOutcome),
+        ("pooledhttp_retries_total", "reason"): set(RetryReason),
+        ("pooledhttp_retries_refused_total", "reason"): set(RetryRefusal),
     }
 
 
@@ -1166,6 +1199,8 @@ SHOWN_AS = {
     "stale": "pooledhttp_stale_connections_total",
     "drains": "pooledhttp_drains_total",
     "requests": "pooledhttp_requests_total",
+    "retries": "pooledhttp_retries_total",
+    "retries_refused": "pooledhttp_retries_refused_total",
     "leaked": "pooledhttp_leaked_connections_total",
     "wait": "pooledhttp_acquire_wait_seconds",
     "use": "pooledhttp_connection_use_seconds",
@@ -1189,7 +1224,7 @@ def test_every_number_of_a_pool_is_shown_as_it_is(shop: Shop, registry: Collecto
         for field in ("acquires", "stale", "drains", "requests"):
             for outcome, count in getattr(stats, field).items():
                 assert number(registry, SHOWN_AS[field], outcome=outcome) == count, (field, outcome)
-        for field in ("closed", "connect_failures"):
+        for field in ("closed", "connect_failures", "retries", "retries_refused"):
             for reason, count in getattr(stats, field).items():
                 assert number(registry, SHOWN_AS[field], reason=reason) == count, (field, reason)
         for field in ("wait", "use", "connect", "request"):

@@ -22,6 +22,8 @@ from pooledhttp.stats import (
     HistogramStats,
     PoolStats,
     RequestOutcome,
+    RetryReason,
+    RetryRefusal,
     StaleOutcome,
     Tally,
     freeze,
@@ -35,6 +37,8 @@ KINDS: dict[str, type[StrEnum]] = {
     "stale": StaleOutcome,
     "drains": DrainOutcome,
     "requests": RequestOutcome,
+    "retries": RetryReason,
+    "retries_refused": RetryRefusal,
 }
 COUNTERS = ["opened", "leaked"]
 GAUGES = ["maxsize", "idle", "leased", "opening", "waiting"]
