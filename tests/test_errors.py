@@ -38,6 +38,7 @@ CAUGHT_BY: dict[str, tuple[type[BaseException], ...]] = {
     "PoolClosed": (RuntimeError,),
     "PoolFull": (OSError,),
     "ReadTimeout": (TimeoutError,),
+    "SelfDeadlock": (AcquireTimeout, TimeoutError),
     "SourcePortsExhausted": (OSError,),
     "TotalTimeout": (TimeoutError,),
     "TunnelError": (OSError,),
