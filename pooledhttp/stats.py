@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _Kind = TypeVar("_Kind", bound=str)
 
@@ -313,6 +313,11 @@ class PoolStats:
         served = reused + self.acquires[AcquireOutcome.OPENED]
         return reused / served if served else 0.0
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the numbers, for instance to another process; a read-only view cannot be, so copies go along."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return _stats_of, ({name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()},)
+
     def __add__(self, other: PoolStats) -> PoolStats:
         """Return the two pools as one: sums, but the elder of the two oldest leases."""
         return PoolStats(
@@ -338,6 +343,13 @@ class PoolStats:
             connect=self.connect + other.connect,
             request=self.request + other.request,
         )
+
+
+def _stats_of(values: dict[str, Any]) -> PoolStats:
+    frozen: dict[str, Any] = {
+        name: MappingProxyType(value) if isinstance(value, dict) else value for name, value in values.items()
+    }
+    return PoolStats(**frozen)
 
 
 def _frozen(counts: Mapping[_Kind, int]) -> Mapping[str, int]:

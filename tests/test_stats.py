@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from enum import StrEnum
 
 import pytest
@@ -211,6 +212,13 @@ def test_sum_of_two_pools_has_the_first_ones_name_and_the_elder_lease() -> None:
 def test_sum_of_two_pools_is_frozen_too() -> None:
     with pytest.raises(TypeError):
         (filled(1) + filled(2)).closed["idle"] = 5  # type: ignore[index]  # it is what the test is about
+
+
+def test_stats_go_to_another_process_and_stay_read_only() -> None:
+    stats = freeze(Tally(), name="orders", maxsize=3)
+    arrived = pickle.loads(pickle.dumps(stats))
+    assert arrived == stats
+    assert type(arrived.closed) is type(stats.closed)
 
 
 def test_no_field_of_the_stats_is_left_out_of_a_sum() -> None:
