@@ -46,7 +46,8 @@ class Capacity:
         self.lock = threading.Lock()
         self._pid = os.getpid()
         self._sizes: weakref.WeakKeyDictionary[Ledger, int] = weakref.WeakKeyDictionary()
-        self._queue: deque[tuple[Claim, Ledger]] = deque()  # whoever waits, the oldest at the left
+        self._queue: deque[tuple[Claim, Ledger]] = deque()  # whoever waits, the oldest at the left; and who did
+        self._longest = _SLACK  # at what length the queue is cleaned of those who have gone
         self._idle: deque[tuple[Entry, float, weakref.ref[Ledger]]] = deque()  # what became idle, and when
 
     def join(self, pool: Ledger) -> None:
@@ -66,29 +67,43 @@ class Capacity:
 
     # --- room -------------------------------------------------------------------------------------------
 
-    def make_room_locked(self, pool: Ledger, doomed: list[HTTPConnection]) -> bool:
+    def make_room_locked(self, pool: Ledger, now: float, doomed: list[HTTPConnection]) -> bool:
         """Tell whether a pool may have one more connection, if need be at the cost of another origin's idle one.
 
         Args:
             pool: The pool.
+            now: The moment.
             doomed: Takes the connection that the caller has to close when the lock is free again.
         """
         self.recount_locked(pool)
         while self.used >= self.limit:
             if not self._evict_coldest_locked(doomed):
-                return False
+                self.reap_locked(now)
+                return self.used < self.limit
         return True
 
     def _evict_coldest_locked(self, doomed: list[HTTPConnection]) -> bool:
-        while self._idle:
-            entry, since, owner = self._idle.popleft()
+        out: list[tuple[Entry, float, weakref.ref[Ledger]]] = []
+        is_evicted = False
+        while self._idle and not is_evicted:
+            noted = entry, since, owner = self._idle.popleft()
             pool = owner()
-            if pool is not None and entry.conn is not None and entry.idle_since == since and pool._evict_locked(
-                entry, doomed
-            ):  # fmt: skip
+            if pool is None or entry.conn is None or entry.idle_since != since:
+                continue
+            is_evicted = pool._evict_locked(entry, doomed)
+            if is_evicted:
                 self.recount_locked(pool)
-                return True
-        return False
+            else:
+                out.append(noted)  # its pool's `prune` has taken it out to probe it, and will put it back
+        self._idle.extendleft(reversed(out))
+        return is_evicted
+
+    def reap_locked(self, now: float) -> None:
+        """Find the room that nobody told of: connections of any origin that were collected, and pools that are gone."""
+        for pool in self.members_locked():
+            if pool._lost:
+                pool._reap_locked(now)
+        self.used = sum(self._sizes.values())
 
     def note_idle_locked(self, entry: Entry, pool: Ledger) -> None:
         """Note that a connection has become idle, for whoever looks for the coldest."""
@@ -101,6 +116,10 @@ class Capacity:
     def queue_locked(self, claim: Claim, pool: Ledger) -> None:
         """Let a claim wait its turn."""
         self._queue.append((claim, pool))
+        if len(self._queue) > self._longest:
+            # Those who were served or have left, behind one whose own pool has been full all the while.
+            self._queue = deque(queued for queued in self._queue if queued[0].is_waiting)
+            self._longest = 2 * len(self._queue) + _SLACK
 
     def is_another_first_locked(self, pool: Ledger, claim: Claim | None) -> bool:
         """Tell whether somebody waits longer for another origin than this claim does for its own.

@@ -26,6 +26,8 @@ Stack = tuple[tuple[CodeType, int], ...]  # the innermost frame first: its code,
 
 _DEEPEST: Final = 32  # frames
 _OUR_FOLDER: Final = __file__.removesuffix("leaks.py")
+# After how many seconds a pool is looked at again whose last look failed: a filter of the log may raise, say.
+_AFTER_FAULT: Final = 1.0
 
 
 def call_stack() -> Stack:
@@ -85,23 +87,27 @@ class Watcher:
     """The thread that looks at pools when their leases may be due; it lives while there is something to look at."""
 
     def __init__(self) -> None:
-        # Guards the two fields below.  Never under it: a pool's lock, or the log.
-        self._changed = threading.Condition(threading.Lock())
+        # Guards the two fields below.  Never under it: a pool's lock, or the log.  It may be taken twice: while it is
+        # held the garbage collector may run, and with it somebody's ``__del__`` that closes another pool.
+        self._changed = threading.Condition(threading.RLock())
         self._due: list[tuple[float, int, weakref.ref[Watched]]] = []  # a heap, by time
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
 
-    def watch(self, pool: Watched, seconds: float) -> None:
-        """Look at a pool after so many seconds."""
+    def watch(self, pool: Watched, seconds: float) -> bool:
+        """Look at a pool after so many seconds; return whether somebody will (no thread may be left to do so)."""
         look = (time.monotonic() + seconds, next(self._numbers), weakref.ref(pool))
         with self._changed:
-            heapq.heappush(self._due, look)
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="pooledhttp-leaks", daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # no more threads, or the interpreter is about to end
+                    return False
                 self._thread = thread
-            else:
-                self._changed.notify()
+            heapq.heappush(self._due, look)
+            self._changed.notify()
+        return True
 
     def forget(self, pool: Watched) -> None:
         """Look at a pool no more."""
@@ -112,7 +118,7 @@ class Watcher:
 
     def renew_after_fork(self) -> None:
         """Begin anew in a child process, which has no other thread."""
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition(threading.RLock())
         self._due = []
         self._thread = None
 
@@ -129,7 +135,11 @@ class Watcher:
                 pool = heapq.heappop(self._due)[2]()
             seconds = None
             if pool is not None:
-                seconds = pool.report_leaks()
+                try:
+                    seconds = pool.report_leaks()
+                except Exception:  # noqa: BLE001  # shown; the other pools are to be looked at all the same
+                    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self._thread)))
+                    seconds = _AFTER_FAULT
             if pool is not None and seconds is not None:
                 self.watch(pool, max(seconds, 0.01))
             del pool

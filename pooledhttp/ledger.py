@@ -97,7 +97,7 @@ class Ledger:
     ) -> list[Entry] | None:
         """Claim a free slot, or queue; return what the caller holds if he would wait for himself."""
         capacity = self._capacity
-        if self._size_locked() < self.maxsize and (capacity is None or capacity.make_room_locked(self, doomed)):
+        if self._size_locked() < self.maxsize and (capacity is None or capacity.make_room_locked(self, now, doomed)):
             self._tally.unwaited += 1
             claim.dial = Dial(claim, now)
             self._opening.add(claim.dial)

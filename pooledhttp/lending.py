@@ -226,6 +226,8 @@ class Lender(Ledger):
                 if claim.given is None:
                     if self._lost:
                         self._reap_locked(now)
+                    if self._capacity is not None:
+                        self._capacity.reap_locked(now)  # what was lost may be another origin's
                     self._serve_locked(now)  # whoever should have done so may have been interrupted
                 given = claim.given
                 if given is None and left <= 0:
@@ -259,15 +261,18 @@ class Lender(Ledger):
         with self._lock:
             entry = self._enter_locked(conn, now)
             self._opening.discard(dial)
-            if self._is_closed or self._size_locked() >= self.maxsize:  # it may have been resized meanwhile
+            claim = dial.claim
+            is_awaited = claim is not None and claim.given is None
+            # It may have been resized meanwhile.  A claim keeps its slot all the same, as a lease does: nobody else
+            # would see to it.
+            if self._is_closed or (self._size_locked() >= self.maxsize and not is_awaited):
                 entry.conn = conn
                 reason = CloseReason.POOL_CLOSED if self._is_closed else CloseReason.EVICTED
                 self._doom_locked(entry, reason, doomed)
             else:
                 self._leased.add(entry)
-                claim = dial.claim
                 self._last_used = now
-                if claim is not None and claim.given is None:
+                if claim is not None and is_awaited:
                     self._late.remove(claim)
                     self._give_locked(claim, entry, conn, now, is_reused=False)
                 else:
@@ -668,7 +673,8 @@ class Lender(Ledger):
         entry.stack = leaks.call_stack()
         if not self._is_watched:
             self._is_watched = True
-            leaks.watcher.watch(self, leak_after)
+            if not leaks.watcher.watch(self, leak_after):
+                self._is_watched = False  # the next lease tries again
 
     def report_leaks(self) -> float | None:
         """Log and count leases that have lasted longer than `leak_after`, each once.

@@ -411,6 +411,7 @@ class ConnectionPool(Upkeep):
             check_seconds("timeout", timeout, zero=True)
             # Zero bounds the waiting alone: opening a connection takes time, and has its own limit.
             deadline = Deadline(timeout, what=f"acquiring a connection to {self.origin}", clock=self._clock)
+            deadline.enter("acquire")
             timeouts = self._timeouts if timeout else replace(self._timeouts, acquire=0)
             conn = self._acquire(now, timeouts, deadline if timeout else None)
             try:

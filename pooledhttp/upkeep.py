@@ -151,19 +151,24 @@ class Upkeep(Lender):
                     entry.conn = None
                     self._leased.discard(entry)
                     self._fold_locked(entry)
-                elif self._is_closed:  # since we took it out
+                elif self._is_closed or self._size_locked() > self.maxsize:  # since we took it out
                     self._leased.discard(entry)
-                    self._doom_locked(entry, CloseReason.POOL_CLOSED, doomed)
-                elif self._waiters or self._late or self._capacity is not None:
+                    reason = CloseReason.POOL_CLOSED if self._is_closed else CloseReason.EVICTED
+                    self._doom_locked(entry, reason, doomed)
+                elif self._waiters or self._late or self._is_owed_locked():
                     self._keep_locked(entry, entry.conn, now, doomed, is_reused=True)
                 else:
-                    self._leased.discard(entry)
-                    kept.append(entry)
+                    kept.append(entry)  # as it was: a probe does not make it younger
+            self._leased.difference_update(kept)
             self._idle.extendleft(reversed(kept))  # colder than whatever came back meanwhile
             self._serve_locked(now)
         for conn in doomed:
             conn.close()
         return ended
+
+    def _is_owed_locked(self) -> bool:
+        """Tell whether somebody waits for another origin, and nobody for this one."""
+        return self._capacity is not None and self._capacity.is_another_first_locked(self, None)
 
     def resize(self, maxsize: int) -> None:
         """Change the limit while the pool is at work.
