@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # The log of what became idle is cleaned of what no longer is when it is so much longer than it need be.
 _SLACK: Final = 64
 
+_Noted = tuple[Entry, float, "weakref.ref[Ledger]"]
+
 
 class Capacity:
     """The connections that several pools may have together.
@@ -46,9 +48,10 @@ class Capacity:
         self.lock = threading.Lock()
         self._pid = os.getpid()
         self._sizes: weakref.WeakKeyDictionary[Ledger, int] = weakref.WeakKeyDictionary()
-        self._queue: deque[tuple[Claim, Ledger]] = deque()  # whoever waits, the oldest at the left; and who did
+        # Whoever waits, the oldest at the left; and who did.
+        self._queue: deque[tuple[weakref.ref[Claim], Ledger]] = deque()
         self._longest = _SLACK  # at what length the queue is cleaned of those who have gone
-        self._idle: deque[tuple[Entry, float, weakref.ref[Ledger]]] = deque()  # what became idle, and when
+        self._idle: deque[_Noted] = deque()  # what became idle, and when
 
     def join(self, pool: Ledger) -> None:
         """Take a pool in; nobody uses it yet."""
@@ -58,8 +61,8 @@ class Capacity:
     def recount_locked(self, pool: Ledger) -> None:
         """Take note of how many connections a pool has now."""
         size = pool._size_locked()
-        self.used += size - self._sizes.get(pool, 0)
-        self._sizes[pool] = size
+        before = self._sizes.get(pool, 0)
+        self._sizes[pool], self.used = size, self.used + size - before  # both, whatever interrupts it
 
     def members_locked(self) -> list[Ledger]:
         """Return the pools that share in it."""
@@ -82,43 +85,53 @@ class Capacity:
                 return self.used < self.limit
         return True
 
+    def make_room_for_waiters_locked(self, pool: Ledger, now: float, doomed: list[HTTPConnection]) -> None:
+        """Serve the waiters of a pool that may be larger now, if need be at the cost of other origins' idle ones."""
+        while pool._size_locked() < pool.maxsize and (claim := pool._waiters.first()) is not None:
+            if not self.make_room_locked(pool, now, doomed):
+                return
+            if claim.is_waiting and pool._size_locked() < pool.maxsize:
+                pool._grant_slot_locked(claim, now)
+
     def _evict_coldest_locked(self, doomed: list[HTTPConnection]) -> bool:
-        out: list[tuple[Entry, float, weakref.ref[Ledger]]] = []
-        is_evicted = False
-        while self._idle and not is_evicted:
-            noted = entry, since, owner = self._idle.popleft()
-            pool = owner()
-            if pool is None or entry.conn is None or entry.idle_since != since:
-                continue
-            is_evicted = pool._evict_locked(entry, doomed)
-            if is_evicted:
-                self.recount_locked(pool)
-            else:
-                out.append(noted)  # its pool's `prune` has taken it out to probe it, and will put it back
-        self._idle.extendleft(reversed(out))
-        return is_evicted
+        out: list[_Noted] = []
+        try:
+            while self._idle:
+                noted = self._idle[0]
+                entry, _, owner = noted
+                pool = owner()
+                if pool is not None and _is_up_to_date(noted):
+                    if pool._evict_locked(entry, doomed):
+                        self.recount_locked(pool)
+                        return True
+                    out.append(noted)  # its pool's `prune` has taken it out to probe it, and will put it back
+                self._idle.popleft()
+        finally:
+            self._idle.extendleft(reversed(out))
+        return False
 
     def reap_locked(self, now: float) -> None:
         """Find the room that nobody told of: connections of any origin that were collected, and pools that are gone."""
         for pool in self.members_locked():
             if pool._lost:
                 pool._reap_locked(now)
+            self.recount_locked(pool)
         self.used = sum(self._sizes.values())
 
     def note_idle_locked(self, entry: Entry, pool: Ledger) -> None:
         """Note that a connection has become idle, for whoever looks for the coldest."""
         self._idle.append((entry, entry.idle_since, pool.reference))
         if len(self._idle) > 2 * self.limit + _SLACK:
-            self._idle = deque(noted for noted in self._idle if noted[0].conn and noted[0].idle_since == noted[1])
+            self._idle = deque(noted for noted in self._idle if _is_up_to_date(noted))
 
     # --- the queue --------------------------------------------------------------------------------------
 
     def queue_locked(self, claim: Claim, pool: Ledger) -> None:
         """Let a claim wait its turn."""
-        self._queue.append((claim, pool))
+        self._queue.append((weakref.ref(claim), pool))
         if len(self._queue) > self._longest:
             # Those who were served or have left, behind one whose own pool has been full all the while.
-            self._queue = deque(queued for queued in self._queue if queued[0].is_waiting)
+            self._queue = deque(queued for queued in self._queue if _waiting(queued[0]))
             self._longest = 2 * len(self._queue) + _SLACK
 
     def is_another_first_locked(self, pool: Ledger, claim: Claim | None) -> bool:
@@ -146,10 +159,11 @@ class Capacity:
     def _oldest_locked(self) -> tuple[Claim, Ledger] | None:
         """Return who waits longest, among those whose own pool has room."""
         queue = self._queue
-        while queue and not queue[0][0].is_waiting:
+        while queue and _waiting(queue[0][0]) is None:
             queue.popleft()
-        for claim, pool in queue:
-            if claim.is_waiting and pool._size_locked() < pool.maxsize:
+        for reference, pool in queue:
+            claim = _waiting(reference)
+            if claim is not None and pool._size_locked() < pool.maxsize:
                 return claim, pool
         return None
 
@@ -164,3 +178,15 @@ class Capacity:
         self._idle.clear()
         for pool in list(self._sizes):
             self._sizes[pool] = 0
+
+
+def _waiting(reference: weakref.ref[Claim]) -> Claim | None:
+    """Return a claim if it has been given nothing yet, and its caller is still there."""
+    claim = reference()
+    return claim if claim is not None and claim.is_waiting else None
+
+
+def _is_up_to_date(noted: _Noted) -> bool:
+    """Tell whether a connection is idle since it was noted; one that is being probed counts as idle."""
+    entry, since, _ = noted
+    return entry.idle_since == since and entry.borrower is None and (entry.conn is not None or entry() is not None)

@@ -88,8 +88,10 @@ class Watcher:
 
     def __init__(self) -> None:
         # Guards the two fields below.  Never under it: a pool's lock, or the log.  It may be taken twice: while it is
-        # held the garbage collector may run, and with it somebody's ``__del__`` that closes another pool.
-        self._changed = threading.Condition(threading.RLock())
+        # held the garbage collector may run, and with it somebody's ``__del__`` that closes another pool.  It is not
+        # entered through the condition, whose `__enter__` a signal can interrupt when it has just taken the lock.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._due: list[tuple[float, int, weakref.ref[Watched]]] = []  # a heap, by time
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
@@ -97,7 +99,7 @@ class Watcher:
     def watch(self, pool: Watched, seconds: float) -> bool:
         """Look at a pool after so many seconds; return whether somebody will (no thread may be left to do so)."""
         look = (time.monotonic() + seconds, next(self._numbers), weakref.ref(pool))
-        with self._changed:
+        with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="pooledhttp-leaks", daemon=True)
                 try:
@@ -111,20 +113,21 @@ class Watcher:
 
     def forget(self, pool: Watched) -> None:
         """Look at a pool no more."""
-        with self._changed:
+        with self._lock:
             self._due = [look for look in self._due if look[2]() not in {None, pool}]
             heapq.heapify(self._due)
             self._changed.notify()
 
     def renew_after_fork(self) -> None:
         """Begin anew in a child process, which has no other thread."""
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._due = []
         self._thread = None
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 if not self._due:
                     self._thread = None
                     return

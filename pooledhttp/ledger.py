@@ -9,7 +9,12 @@ A caller that finds neither an idle connection nor a free slot queues; whoever g
 it to the oldest waiter.  So while anybody waits, nothing is idle and no slot is free.
 
 The pool keeps a strong reference to a connection only while it is idle.  One that a borrower drops is collected; its
-`Entry`, a weak reference, then lands in a deque, and the next one to hold the lock frees the slot.
+`Entry`, a weak reference, then lands in a deque, and the next one to hold the lock frees the slot.  So do claims and
+dials, which their caller's frame keeps alive.
+
+Any line may be interrupted: by a signal, by a greenlet's timeout, for want of memory.  So a move that is cut in half is
+closed (`_strike_locked`, which may be repeated), what a claim is given is written down before it leaves the queue, and
+what must not come apart is one statement without a call: Python delivers such exceptions after calls only.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from .conn import HTTPConnection
 from .errors import PoolFull
 from .expiry import Expiry
 from .opener import Opener, failure_of
-from .records import Claim, Dial, Entry, Grant
+from .records import Claim, Dial, Ended, Entry, Grant, Lost, Queue
 from .stats import AcquireOutcome, CloseReason, Tally
 
 # How many entries the cold end is swept by at each release: reuse is LIFO, so nobody else ever looks there.
@@ -59,9 +64,10 @@ class Ledger:
         self.maxsize = config.maxsize
         self._idle: deque[Entry] = deque()  # newest at the right
         self._leased: set[Entry] = set()
-        self._opening: set[Dial] = set()
-        self._waiters: deque[Claim] = deque()  # oldest at the left; they hold no slot
-        self._late: deque[Claim] = deque()  # oldest at the left; each waits for its own dial, or what comes before it
+        self._opening: weakref.WeakSet[Dial] = weakref.WeakSet()
+        self._lost: deque[Lost] = deque()  # filled by the garbage collector, without the lock
+        self._waiters = Queue(self._lost)  # oldest at the left; they hold no slot
+        self._late = Queue(self._lost)  # oldest at the left; each waits for its own dial, or what comes before it
         self._is_closed = False
         self._are_kept = True  # the connection that came back last stayed open: the next may be worth waiting for
         self._is_unlimited = config.max_requests is None  # and open: nothing but age ends a connection at release
@@ -70,7 +76,6 @@ class Ledger:
         self._last_connect_error: tuple[float, str] | None = None  # when, and its text
         self._last_used = self._clock()
         self._is_watched = False  # by the watcher of leaks
-        self._lost: deque[Entry] = deque()  # filled by the garbage collector, without the lock
 
         # A pool that is dropped without close() takes its idle sockets along; nobody else can reach them.
         weakref.finalize(self, _close_idle, self._idle)
@@ -97,7 +102,11 @@ class Ledger:
     ) -> list[Entry] | None:
         """Claim a free slot, or queue; return what the caller holds if he would wait for himself."""
         capacity = self._capacity
-        if self._size_locked() < self.maxsize and (capacity is None or capacity.make_room_locked(self, now, doomed)):
+        has_room = self._size_locked() < self.maxsize
+        if has_room and capacity is not None:
+            has_room = capacity.make_room_locked(self, now, doomed)
+            has_room = has_room and self._size_locked() < self.maxsize  # it may have been found for a waiter of ours
+        if has_room:
             self._tally.unwaited += 1
             claim.dial = Dial(claim, now)
             self._opening.add(claim.dial)
@@ -112,7 +121,7 @@ class Ledger:
             )
         if may_wait and (held := self._held_by_locked(claim.borrower)):
             return held
-        self._waiters.append(claim)
+        self._waiters.put(claim)
         if capacity is not None:
             capacity.queue_locked(claim, self)
         return None
@@ -121,47 +130,51 @@ class Ledger:
         """Choose how to dial: late if a connection may come back, and stay open, before the new one is there."""
         if self._are_kept and (self._leased or len(self._opening) > 1):
             dial.is_late = True
-            self._late.append(claim)
+            self._late.put(claim)
 
     def _leave_locked(self, claim: Claim) -> None:
         """Take a claim out of the queues; its dial, if it runs already, goes on for somebody else."""
-        if claim in self._waiters:
-            self._waiters.remove(claim)
-        if claim in self._late:
-            self._late.remove(claim)
+        self._dequeue_locked(claim)
         if claim.given is None or claim.given is Grant.SLOT:
             claim.given = Grant.LEFT
         dial = claim.dial
         if dial is not None:
-            dial.claim = None
+            dial.forget_claim()
             if not dial.is_running:
                 self._opening.discard(dial)
+
+    def _dequeue_locked(self, claim: Claim) -> None:
+        """Take a claim out of the queue in which it stands."""
+        if not self._waiters.take_out(claim):
+            self._late.take_out(claim)
 
     def _take_idle_locked(self, claim: Claim, now: float, doomed: list[HTTPConnection]) -> Entry | None:
         """Move the newest idle connection to the leased ones; those that are past a limit are doomed on the way.
 
-        The claim knows of it before it moves, so that an interruption cannot lose it.
+        The claim has it before it moves, so that an interruption cannot lose it.
         """
         while self._idle:
-            claim.given = entry = self._idle[-1]
-            self._leased.add(self._idle.pop())
-            if now < entry.good_until:
-                entry.leased_at = now
-                entry.borrower = current_thread()
-                entry.is_reused = True
-                entry.is_lent = False
-                return entry
-            self._leased.discard(entry)
-            self._doom_locked(entry, self._expiry.why_expired(entry, now), doomed)
-        claim.given = None
+            entry = self._idle[-1]
+            if now >= entry.good_until:
+                self._doom_locked(entry, self._expiry.why_expired(entry, now), doomed)
+                continue
+            claim.conn, claim.given = entry.conn, entry
+            self._leased.add(entry)
+            self._idle.pop()
+            entry.conn = None
+            entry.leased_at = now
+            entry.borrower = current_thread()
+            entry.stack = None
+            entry.is_reused = True
+            entry.is_lent = False
+            return entry
+        claim.conn = claim.given = None
         return None
 
-    def _enter_locked(self, conn: HTTPConnection, now: float) -> Entry:
-        """Make the record of a connection that has just been opened."""
+    def _record_locked(self, conn: HTTPConnection, now: float) -> Entry:
+        """Make the record of a connection that has just been opened; it is not counted yet."""
         self._expiry.forget(now)
-        entry = Entry(conn, self._lost, now, self._expiry.expires_at(now), self._expiry.idle_limit)
-        self._fold_locked(entry)
-        return entry
+        return Entry(conn, self._lost, now, self._expiry.expires_at(now), self._expiry.idle_limit)
 
     def _learn_locked(self, entry: Entry, reasons: list[CloseReason], now: float) -> None:
         """Learn from a connection that turned out dead how long its peer bears idle ones."""
@@ -218,22 +231,21 @@ class Ledger:
             is_reused: Whether it has been lent before.
         """
         capacity = self._capacity
-        queue = self._late or self._waiters
-        if capacity is not None and capacity.is_another_first_locked(self, queue[0] if queue else None):
-            self._leased.discard(entry)
-            entry.conn = conn
-            self._doom_locked(entry, CloseReason.EVICTED, doomed)
+        claim = self._late.first() or self._waiters.first()
+        if capacity is not None and capacity.is_another_first_locked(self, claim):
+            self._strike_locked(entry, CloseReason.EVICTED)
+            doomed.append(conn)
             self._serve_locked(now)
             return
         entry.idle_since = now
-        if queue:
-            self._give_locked(queue.popleft(), entry, conn, now, is_reused=is_reused)
+        if claim is not None:
+            self._give_locked(claim, entry, conn, now, is_reused=is_reused)
             return
         entry.good_until = self._expiry.good_until(entry, now)
         entry.borrower = None
-        self._leased.discard(entry)
         entry.conn = conn
         self._idle.append(entry)
+        self._leased.discard(entry)
         if capacity is not None:
             capacity.note_idle_locked(entry, self)
         if self._idle[0].good_until <= now:
@@ -241,25 +253,28 @@ class Ledger:
             self._serve_locked(now)
 
     def _give_locked(self, claim: Claim, entry: Entry, conn: HTTPConnection, now: float, *, is_reused: bool) -> None:
-        """Hand a leased connection on to a claim that has just been taken out of its queue."""
-        entry.leased_at = now
-        entry.borrower = claim.borrower
-        entry.is_reused = is_reused
-        entry.is_lent = False
-        entry.conn = conn
+        """Hand a leased connection on to a claim in the queues."""
         if claim.dial is None:  # else its wait was over when it got its slot
             self._tally.wait.observe(max(now - claim.since, 0.0))
         else:
-            claim.dial.claim = None  # what it brings is for somebody else
-        claim.give(entry)
+            claim.dial.forget_claim()  # what it brings is for somebody else
+        entry.leased_at = now
+        entry.borrower = claim.borrower
+        entry.stack = None  # it was the last borrower's
+        entry.is_reused = is_reused
+        # From here on it is the claim's, even if nobody wakes its caller: he looks by himself, after a while.
+        claim.conn, claim.given, entry.is_lent = conn, entry, False
+        self._dequeue_locked(claim)
+        claim.wake.release()
 
     def _grant_slot_locked(self, claim: Claim, now: float) -> None:
         """Let the oldest waiter open a connection."""
-        claim.dial = Dial(claim, now)
-        self._opening.add(claim.dial)
-        self._waiters.remove(claim)
+        dial = Dial(claim, now)
+        self._opening.add(dial)
         self._tally.wait.observe(max(now - claim.since, 0.0))
-        claim.give(Grant.SLOT)
+        claim.dial, claim.given = dial, Grant.SLOT  # as above
+        self._dequeue_locked(claim)
+        claim.wake.release()
 
     def _serve_locked(self, now: float) -> None:
         """Give free slots to the oldest waiters; to be called when a connection has gone."""
@@ -268,7 +283,9 @@ class Ledger:
             self._capacity.serve_locked(now)
             return
         while self._waiters and self._size_locked() < self.maxsize:
-            self._grant_slot_locked(self._waiters[0], now)
+            claim = self._waiters.first()
+            if claim is not None:
+                self._grant_slot_locked(claim, now)
 
     def _serve(self) -> None:
         """Give free slots to the oldest waiters, even if looking at the clock is interrupted."""
@@ -282,79 +299,96 @@ class Ledger:
     # --- what ends --------------------------------------------------------------------------------------
 
     def _doom_locked(self, entry: Entry, reason: CloseReason, doomed: list[HTTPConnection]) -> None:
-        """Count an idle connection that has been taken out as closed; the caller closes it outside the lock."""
-        self._tally.closed[reason] += 1
+        """Take an idle connection out and count it as closed; the caller closes it outside the lock."""
         if entry.conn is not None:
             doomed.append(entry.conn)
-            entry.conn = None
+        self._strike_locked(entry, reason)
+
+    def _strike_locked(self, entry: Entry, reason: CloseReason) -> None:
+        """Take a connection out of wherever it stands, and count it as closed, whatever interrupts it."""
+        try:
+            self._strike_once_locked(entry, reason)
+        except BaseException:
+            self._strike_once_locked(entry, reason)  # it goes on where it was interrupted
+            raise
+
+    def _strike_once_locked(self, entry: Entry, reason: CloseReason) -> None:
+        self._leased.discard(entry)
+        idle = self._idle
+        if entry.conn is not None and idle:
+            if idle[-1] is entry:
+                idle.pop()
+            elif entry in idle:  # nearly always at the cold end, where the search begins
+                idle.remove(entry)
+        self._fold_locked(entry)
+        counts = self._tally.closed
+        counts[reason], entry.balance = counts[reason] + max(entry.balance, 0), 0
+        entry.opened, entry.closed = [], []  # what the connection writes down from now on is counted already
+        entry.conn = None
 
     def _doom_older_locked(self, dead: Entry, doomed: list[HTTPConnection]) -> None:
         """Close the idle connections that were used last before a dead one was: they most likely died with it."""
-        kept = []
-        for entry in self._idle:
+        for entry in list(self._idle):
             if entry.idle_since <= dead.idle_since:
                 self._doom_locked(entry, CloseReason.STALE_ASSUMED, doomed)
-            else:
-                kept.append(entry)
-        self._idle.clear()
-        self._idle.extend(kept)
 
     def _sweep_locked(self, now: float, doomed: list[HTTPConnection]) -> None:
         """Doom what is past its limits at the cold end, a little at each release."""
         for _ in range(_SWEEP):
             if not self._idle or now < self._idle[0].good_until:
                 return
-            coldest = self._idle.popleft()
+            coldest = self._idle[0]
             self._doom_locked(coldest, self._expiry.why_expired(coldest, now), doomed)
 
     def _evict_locked(self, entry: Entry, doomed: list[HTTPConnection]) -> bool:
         """Take a certain idle connection out, to make room for another origin's; return whether it was there."""
-        try:
-            self._idle.remove(entry)  # nearly always the coldest, and so the first that is looked at
-        except ValueError:
+        if entry not in self._idle:  # nearly always the coldest, and so the first that is looked at
             return False
         self._doom_locked(entry, CloseReason.EVICTED, doomed)
         return True
 
-    def _end_lease_locked(self, conn: HTTPConnection, entry: Entry, now: float) -> None:
-        conn._lease = None
+    def _end_lease_locked(self, entry: Entry, now: float) -> None:
+        self._strike_locked(entry, CloseReason.CLIENT_CLOSE)  # if its borrower took the socket out, he has closed it
         entry.is_overdue = False
-        self._leased.discard(entry)
         self._tally.use.observe(now - entry.leased_at)
         if entry.is_reused:
             self._tally.acquires[AcquireOutcome.REUSED] += 1
-        self._fold_locked(entry)
-        self._balance_locked(entry)
 
     def _fold_locked(self, entry: Entry) -> None:
-        """Count what a connection has written into its journal."""
-        tally = self._tally
-        for seconds in entry.opened:
-            tally.opened += 1
-            tally.connect.observe(seconds)
-        for reason in entry.closed:
-            tally.closed[reason] += 1
-        entry.balance += len(entry.opened) - len(entry.closed)
-        entry.opened.clear()
-        entry.closed.clear()
-
-    def _balance_locked(self, entry: Entry) -> None:
-        """Count a socket that its borrower took out of the connection as closed by it."""
-        self._tally.closed[CloseReason.CLIENT_CLOSE] += max(entry.balance, 0)
+        """Count what a connection has written into its journal, and strike it out there."""
+        tally, opened, closed = self._tally, entry.opened, entry.closed
+        counts = tally.closed
+        while opened:
+            tally.connect.observe(opened[0])
+            tally.opened, entry.balance, opened[:1] = tally.opened + 1, entry.balance + 1, ()
+        while closed:
+            reason = closed[0]
+            counts[reason], entry.balance, closed[:1] = counts[reason] + 1, entry.balance - 1, ()
 
     def _reap_locked(self, now: float) -> None:
         """Free the slots of connections that were collected while lent."""
         while self._lost:
-            entry = self._lost.popleft()
-            if entry in self._leased:
-                self._leased.discard(entry)
-                self._fold_locked(entry)
-                if not entry.is_overdue:  # else this lease has been counted already
-                    self._tally.leaked += 1
-                self._tally.closed[CloseReason.LEAKED] += max(entry.balance, 0)
-                self._tally.use.observe(now - entry.leased_at)
-                if entry.is_reused and entry.is_lent:
-                    self._tally.acquires[AcquireOutcome.REUSED] += 1
+            entry = self._lost[0]
+            if isinstance(entry, Ended):
+                if entry.entry in self._leased:
+                    if entry.outcome is not None:
+                        self._tally.requests[entry.outcome] += 1
+                        self._tally.request.observe(entry.seconds)
+                    self._end_lease_locked(entry.entry, now)
+            elif not isinstance(entry, Entry):
+                for queue in (self._waiters, self._late):
+                    if entry in queue:
+                        queue.remove(entry)
+            else:
+                is_leased = entry in self._leased
+                self._strike_locked(entry, CloseReason.LEAKED)
+                if is_leased:
+                    if not entry.is_overdue:  # else this lease has been counted already
+                        self._tally.leaked += 1
+                    self._tally.use.observe(now - entry.leased_at)
+                    if entry.is_reused and entry.is_lent:
+                        self._tally.acquires[AcquireOutcome.REUSED] += 1
+            self._lost.popleft()
         self._serve_locked(now)
 
     # --- who holds what ---------------------------------------------------------------------------------
@@ -390,9 +424,8 @@ class Ledger:
         self._idle.clear()
         self._leased.clear()
         self._opening.clear()
-        self._waiters.clear()
-        self._late.clear()
-        self._lost.clear()
+        self._lost = deque()  # a new one: what is collected from now on of the parent's is not ours to count
+        self._waiters, self._late = Queue(self._lost), Queue(self._lost)
         self._tally.reset()
         self._last_connect_error = None
         self._is_watched = False

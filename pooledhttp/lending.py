@@ -21,9 +21,9 @@ from typing import Final
 from . import leaks
 from .config import PoolConfig
 from .conn import BLOCKSIZE, HTTPConnection
-from .errors import AcquireTimeout, PoolClosed, PoolFull, ReadTimeout, SelfDeadlock
+from .errors import AcquireTimeout, PoolClosed, PoolFull, ReadTimeout, SelfDeadlock, TotalTimeout
 from .ledger import Ledger, counted
-from .records import Claim, Dial, Entry, Grant, by_age, describe, describe_at_length, name_of
+from .records import Claim, Dial, Ended, Entry, Grant, by_age, describe, describe_at_length, name_of
 from .states import State
 from .stats import (
     OUTCOME_BY_STATUS_CLASS,
@@ -51,6 +51,9 @@ _LONG_IDLE: Final = 5.0
 _SHOWN_AT_MOST: Final = 10
 _NO_DESCRIPTOR_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
+# How often a dial is tried again with one descriptor more: resolving and TLS settings may need one for a moment, too.
+_EVICTIONS: Final = 3
+
 # Every pool of the process: one that finds no descriptor left asks the others for theirs.
 _pools: weakref.WeakSet[Lender] = weakref.WeakSet()
 
@@ -67,32 +70,42 @@ class Lender(Ledger):
     def _acquire(self, now: float, timeouts: Timeout, deadline: Deadline | None) -> HTTPConnection:
         """Take the newest idle connection, or a free slot and open one, or wait for whichever comes first."""
         entry: Entry | None = None
+        conn: HTTPConnection | None = None
         try:
             with self._lock:
                 idle = self._idle  # which is empty when the pool is closed
                 if idle and not self._lost and now < idle[-1].good_until:
-                    self._leased.add(entry := idle.pop())  # the usual case of _take_idle_locked(), in few steps
+                    # The usual case of _take_idle_locked(), in few steps.
+                    entry = idle[-1]
+                    self._leased.add(entry)
+                    idle.pop()
+                    conn = entry.conn
+                    entry.conn = None
                     entry.leased_at = now
                     entry.borrower = current_thread()
                     entry.is_reused = True
                     entry.is_lent = False
                     self._tally.unwaited += 1
-            if entry is not None:
-                lent = self._check_out(entry, timeouts, deadline)
-                if lent is not None:
-                    return lent
+            if conn is not None and entry is not None and self._check_out(entry, conn, timeouts, deadline):
+                return conn
         except BaseException as fault:
             self._undo_acquire(None, entry, fault)
             raise
-        return self._acquire_otherwise(entry, now, timeouts, deadline)
+        return self._acquire_otherwise(entry, conn, now, timeouts, deadline)
 
     def _acquire_otherwise(
-        self, stale: Entry | None, now: float, timeouts: Timeout, deadline: Deadline | None
+        self,
+        stale: Entry | None,
+        conn: HTTPConnection | None,
+        now: float,
+        timeouts: Timeout,
+        deadline: Deadline | None,
     ) -> HTTPConnection:
         """Acquire where the newest idle connection will not do.
 
         Args:
             stale: It, if it turned out stale, and still leased; its slot is ours.
+            conn: Its connection: that it lives keeps the slot ours.
             now: When the acquire began.
             timeouts: The limits of the lease.
             deadline: When the whole call must be over, or ``None``.
@@ -104,9 +117,10 @@ class Lender(Ledger):
             while True:
                 dial = claim.dial
                 if entry is not None:
-                    lent = self._check_out(entry, timeouts, deadline)
-                    if lent is not None:
-                        return lent
+                    conn, claim.conn = claim.conn, None
+                    assert conn is not None
+                    if self._check_out(entry, conn, timeouts, deadline):
+                        return conn
                     entry = self._take_after_stale(entry, claim)
                 elif dial is None:
                     entry = self._wait_for_slot(claim, timeouts, deadline)
@@ -195,20 +209,23 @@ class Lender(Ledger):
             now = self._clock()
             with self._lock:
                 dial.is_late = False
-                if claim in self._late:
-                    self._late.remove(claim)
+                if claim.given is None:
+                    self._dequeue_locked(claim)
                     return None
                 self._opening.discard(dial)  # something was given back already
                 self._serve_locked(now)
+        else:
+            dial.thread = thread
         given = self._await(claim, _INFINITE if deadline is None else deadline.at)
         if given is Grant.LEFT:
             assert deadline is not None
             raise deadline.exceeded()
         if isinstance(given, BaseException):
+            claim.given = Grant.LEFT
             try:
                 raise given
             finally:
-                del given  # the frame in the traceback would hold it, and it the frame
+                del given  # the frame in the traceback would hold it, and it the frame; so would the claim
         return given if isinstance(given, Entry) else None
 
     def _await(self, claim: Claim, until: float) -> Entry | Grant | BaseException:
@@ -217,18 +234,27 @@ class Lender(Ledger):
         Raises:
             PoolClosed: The pool was closed meanwhile.
         """
+        # Nobody may be left to wake us: a connection was lost, or whoever gave us something was interrupted.
         while True:
             left = until - self._clock()
-            if left > 0:
-                claim.wake.acquire(timeout=min(left, _LOST_CHECK))
+            is_woken = left > 0 and claim.wake.acquire(timeout=min(left, _LOST_CHECK))
             now = self._clock()
             with self._lock:
-                if claim.given is None:
-                    if self._lost:
-                        self._reap_locked(now)
-                    if self._capacity is not None:
-                        self._capacity.reap_locked(now)  # what was lost may be another origin's
-                    self._serve_locked(now)  # whoever should have done so may have been interrupted
+                if not is_woken:
+                    if claim.given is None:
+                        if self._lost:
+                            self._reap_locked(now)
+                        if self._capacity is not None:
+                            self._capacity.reap_locked(now)  # what was lost may be another origin's
+                        self._serve_locked(now)
+                    if claim.given is None and self._is_closed:
+                        claim.given = Grant.POOL_CLOSED
+                    dial = claim.dial
+                    if claim.given is None and dial is not None and dial.thread and not dial.thread.is_alive():
+                        dial.thread, dial.is_late, dial.is_running = None, False, False
+                        claim.given = Grant.SLOT  # it has ended without a word: the caller dials himself
+                    if claim.given is not None:
+                        self._dequeue_locked(claim)
                 given = claim.given
                 if given is None and left <= 0:
                     self._leave_locked(claim)
@@ -241,71 +267,79 @@ class Lender(Ledger):
 
     def _run_dial(self, dial: Dial, timeouts: Timeout, deadline: Deadline | None) -> None:
         """Open a connection, in a thread of its own, for the claim that began it or for anybody else."""
-        with self._lock:
-            if dial not in self._opening:
-                return  # its claim has gone, and has taken the slot back
-            dial.is_running = True
-        conn: HTTPConnection | None = None
         try:
-            conn = self._open_connection(timeouts, deadline)
-            self._end_dial(dial, conn)
+            with self._lock:
+                if dial not in self._opening:
+                    return  # its claim has gone, and has taken the slot back
+                dial.is_running = True
+            self._end_dial(dial, self._open_connection(timeouts, deadline))
         except BaseException as fault:  # noqa: BLE001  # raised again where it belongs
-            if conn is not None:
-                conn.close()
             self._end_failed_dial(dial, fault)
 
     def _end_dial(self, dial: Dial, conn: HTTPConnection) -> None:
         """Hand a new connection to the claim that began it, or to the oldest waiter, or let it be idle."""
         doomed: list[HTTPConnection] = []
-        now = self._clock()
-        with self._lock:
-            entry = self._enter_locked(conn, now)
-            self._opening.discard(dial)
-            claim = dial.claim
-            is_awaited = claim is not None and claim.given is None
-            # It may have been resized meanwhile.  A claim keeps its slot all the same, as a lease does: nobody else
-            # would see to it.
-            if self._is_closed or (self._size_locked() >= self.maxsize and not is_awaited):
-                entry.conn = conn
-                reason = CloseReason.POOL_CLOSED if self._is_closed else CloseReason.EVICTED
-                self._doom_locked(entry, reason, doomed)
-            else:
-                self._leased.add(entry)
-                self._last_used = now
-                if claim is not None and is_awaited:
-                    self._late.remove(claim)
-                    self._give_locked(claim, entry, conn, now, is_reused=False)
-                else:
-                    self._keep_locked(entry, conn, now, doomed, is_reused=False)
-            self._serve_locked(now)
-        for closing in doomed:
-            closing.close()
+        try:
+            now = self._clock()
+            with self._lock:
+                entry = self._record_locked(conn, now)
+                entry.is_lent = True  # until somebody is given it
+                try:
+                    self._fold_locked(entry)
+                    self._opening.discard(dial)
+                    claim = dial.claim
+                    is_awaited = claim is not None and claim.given is None
+                    # It may have been resized meanwhile.  A claim keeps its slot all the same, as a lease does: nobody
+                    # else would see to it.
+                    if self._is_closed or (self._size_locked() >= self.maxsize and not is_awaited):
+                        reason = CloseReason.POOL_CLOSED if self._is_closed else CloseReason.EVICTED
+                        self._strike_locked(entry, reason)
+                        doomed.append(conn)
+                        if claim is not None and is_awaited:
+                            claim.given = Grant.POOL_CLOSED
+                            self._dequeue_locked(claim)
+                            claim.wake.release()
+                    else:
+                        self._leased.add(entry)
+                        self._last_used = now
+                        if claim is not None and is_awaited:
+                            self._give_locked(claim, entry, conn, now, is_reused=False)
+                        else:
+                            self._keep_locked(entry, conn, now, doomed, is_reused=False)
+                    self._serve_locked(now)
+                except BaseException:
+                    if entry.is_lent:  # else somebody has it already
+                        self._strike_locked(entry, CloseReason.ERROR)
+                        doomed.append(conn)
+                    raise
+        finally:
+            for closing in doomed:
+                closing.close()
 
     def _end_failed_dial(self, dial: Dial, fault: BaseException) -> None:
-        now = self._clock()
-        with self._lock:
-            self._opening.discard(dial)
-            self._count_connect_failure_locked(fault, now)
-            claim = dial.claim
-            if claim is not None and claim in self._late:
-                self._late.remove(claim)
-                dial.claim = None
-                claim.give(fault)
-            self._serve_locked(now)
+        now = dial.since
+        try:
+            now = self._clock()
+        finally:  # whoever waits is answered, whatever the clock does
+            with self._lock:
+                claim = dial.claim
+                if claim is not None and claim.given is None:
+                    claim.given = fault
+                    self._dequeue_locked(claim)
+                    claim.wake.release()
+                self._opening.discard(dial)
+                self._count_connect_failure_locked(fault, now)
+                self._serve_locked(now)
 
-    def _check_out(self, entry: Entry, timeouts: Timeout, deadline: Deadline | None) -> HTTPConnection | None:
-        """Probe a reused connection and set its limits; ``None`` when it is stale, and closed now."""
-        conn = entry.conn
-        assert conn is not None
-        entry.conn = None
+    def _check_out(self, entry: Entry, conn: HTTPConnection, timeouts: Timeout, deadline: Deadline | None) -> bool:
+        """Probe a reused connection and set its limits; ``False`` when it is stale, and closed now."""
         transport = conn._transport
         if entry.is_reused:
             if transport is None or entry.leased_at - entry.idle_since >= self._probe_after:
                 reason = CloseReason.CLIENT_CLOSE if transport is None else transport.staleness()
                 if reason is not None:
-                    entry.conn = conn  # it stays ours until its slot has been passed on: see _take_after_stale()
                     conn._end(reason)
-                    return None
+                    return False
         else:
             with self._lock:
                 self._tally.acquires[AcquireOutcome.OPENED] += 1
@@ -322,7 +356,7 @@ class Lender(Ledger):
         entry.is_lent = True
         if self._leak_after is not None:
             self._note_borrower(entry, self._leak_after)
-        return conn
+        return True
 
     def _take_after_stale(self, stale: Entry, claim: Claim) -> Entry | None:
         """Put another idle connection in a stale one's place, or else a dial: the slot stays ours."""
@@ -330,10 +364,12 @@ class Lender(Ledger):
         now = self._clock()
         dial = Dial(claim, now)
         with self._lock:
-            self._leased.discard(stale)
-            self._learn_locked(stale, stale.closed, now)
-            self._fold_locked(stale)
-            stale.conn = None
+            conn = stale()
+            if conn is not None and conn._exchanges:  # a server bears an unused one for another time
+                self._learn_locked(stale, stale.closed, now)
+            self._strike_locked(stale, CloseReason.CLIENT_CLOSE)
+            if self._is_closed:
+                raise PoolClosed(f"the pool of {self.origin} was closed")
             entry = self._take_idle_locked(claim, now, doomed)
             if entry is None:
                 claim.dial = dial
@@ -341,8 +377,8 @@ class Lender(Ledger):
                 self._begin_dial_locked(claim, dial)
             elif doomed:
                 self._serve_locked(now)
-        for conn in doomed:
-            conn.close()
+        for closing in doomed:
+            closing.close()
         return entry
 
     def _open(
@@ -365,42 +401,45 @@ class Lender(Ledger):
             with self._lock:
                 self._count_connect_failure_locked(fault, now)
             raise
+        entry: Entry | None = None
+        reason = CloseReason.ERROR
         try:
             now = self._clock()
-        except BaseException:
-            conn.close()
-            raise
-        with self._lock:
-            is_closed = self._is_closed
-            entry = self._enter_locked(conn, now)
-            if is_closed:
-                self._tally.closed[CloseReason.POOL_CLOSED] += 1
-            else:
+            with self._lock:
+                entry = self._record_locked(conn, now)
+                self._fold_locked(entry)
+                if self._is_closed:
+                    reason = CloseReason.POOL_CLOSED
+                    raise PoolClosed(f"the pool of {self.origin} was closed")
                 conn._lease = entry
                 conn._is_probed = True
                 self._leased.add(entry)
                 self._opening.discard(dial)
                 entry.is_lent = True
-                self._last_used = entry.leased_at
+                self._last_used = now
                 if outcome is not None:
                     self._tally.acquires[outcome] += 1
-        if is_closed:
+            if self._leak_after is not None:
+                self._note_borrower(entry, self._leak_after)
+        except BaseException:
+            with self._lock:
+                conn._lease = None
+                if entry is not None:
+                    self._strike_locked(entry, reason)
             conn.close()
-            raise PoolClosed(f"the pool of {self.origin} was closed")
-        if self._leak_after is not None:
-            self._note_borrower(entry, self._leak_after)
+            raise
         return conn
 
     def _open_connection(self, timeouts: Timeout, deadline: Deadline | None) -> HTTPConnection:
-        """Open a connection; where no descriptor is left, once more at the cost of other origins' idle ones."""
-        try:
-            return self._opener.open(timeouts, deadline)
-        except OSError as fault:
-            if fault.errno not in _NO_DESCRIPTOR_LEFT:
-                raise
-            others = [pool.evict_coldest() for pool in _all_pools() if pool is not self]
-            if not any(others):
-                raise
+        """Open a connection; where no descriptor is left, again at the cost of other origins' idle ones."""
+        for _ in range(_EVICTIONS):
+            try:
+                return self._opener.open(timeouts, deadline)
+            except OSError as fault:
+                if fault.errno not in _NO_DESCRIPTOR_LEFT:
+                    raise
+                if not any(pool.evict_coldest() for pool in _all_pools() if pool is not self):
+                    raise
         return self._opener.open(timeouts, deadline)
 
     def evict_coldest(self) -> bool:
@@ -409,7 +448,7 @@ class Lender(Ledger):
         now = self._clock()
         with self._lock:
             if self._idle:
-                self._doom_locked(self._idle.popleft(), CloseReason.EVICTED, doomed)
+                self._doom_locked(self._idle[0], CloseReason.EVICTED, doomed)
                 self._serve_locked(now)
         for conn in doomed:
             conn.close()
@@ -419,32 +458,36 @@ class Lender(Ledger):
         """Give back whatever a failed acquire holds, and count it."""
         held = [entry] if entry is not None else []
         doomed: list[HTTPConnection] = []
-        with self._lock:
-            if claim is not None:
-                if isinstance(claim.given, Entry) and claim.given is not entry:
-                    held.append(claim.given)  # handed over, and interrupted before it arrived
-                self._leave_locked(claim)
-            for ours in held:
-                if ours in self._leased:
-                    conn = ours.conn or ours()
-                    ours.conn = None
-                    self._leased.discard(ours)
-                    if conn is not None:
+        now = -_INFINITE
+        try:
+            now = self._clock()
+        finally:  # even if that is interrupted, too
+            with self._lock:
+                if claim is not None:
+                    if isinstance(claim.given, Entry) and claim.given is not entry:
+                        held.append(claim.given)  # handed over, and interrupted before it arrived
+                    self._leave_locked(claim)
+                for ours in held:
+                    conn = ours()
+                    if ours in self._leased and conn is not None:
+                        conn._lease = None
                         doomed.append(conn)
-            self._tally.acquires[_acquire_outcome_of(fault)] += 1
-        for conn in doomed:
-            conn._end(CloseReason.ERROR)
-        with self._lock:
-            for ours in held:
-                self._fold_locked(ours)
-        self._serve()
+                        self._strike_locked(ours, CloseReason.ERROR)
+                self._tally.acquires[_acquire_outcome_of(fault)] += 1
+                self._serve_locked(now)  # before anybody who comes later sees the slot
+            for closing in doomed:
+                closing._end(CloseReason.ERROR)
 
     def _acquire_timeout(self, seconds: float) -> AcquireTimeout:
         """Return the error that says who holds what."""
         now = self._clock()
         with self._lock:
             numbers = self._numbers_locked()
-            oldest = min(self._leased, key=by_age, default=None)
+            holders: list[Ledger] = [self]
+            if self._capacity is not None and self._size_locked() < self.maxsize:
+                holders = self._capacity.members_locked()  # it is the total that has run out
+            leased = (entry for pool in holders for entry in pool._leased if entry.borrower is not None)
+            oldest = min(leased, key=by_age, default=None)
             failed_at, failure = self._last_connect_error or (now, None)
             shared = self._shared_locked()
         holder = None if oldest is None else describe(oldest, now)
@@ -497,61 +540,68 @@ class Lender(Ledger):
             self._abort(conn, fault, outcome, started)
             raise
         notice: tuple[threading.Thread | None, float] | None = None
-        with self._lock:
-            if conn._lease is not entry:
-                return  # another thread has released it meanwhile
-            conn._lease = None
-            tally = self._tally
-            tally.finished.append((now - entry.leased_at, entry.is_reused, status, now - started))
-            if len(tally.finished) >= _SORTED_AT_ONCE:
-                tally.sort()
-            if entry.is_overdue:
-                entry.is_overdue = False
-                notice = entry.borrower, now - entry.leased_at
-            if drained is not None:
-                tally.drains[drained] += 1
-            if entry.opened or entry.closed:
-                self._fold_locked(entry)
-            if conn._state is _IDLE and (status is not None or self._is_untouched(conn, entry)):
-                head = conn._head
-                if (
-                    self._is_unlimited
-                    and now < entry.expires_at
-                    and (head is None or head.keep_alive is None)
-                    and not conn._is_users_own
-                ):
-                    reason = None  # the usual case of _why_not_keep_locked()
-                else:
-                    reason = self._why_not_keep_locked(entry, conn, now)
-                if reason is not None:
-                    self._leased.discard(entry)
-                    tally.closed[reason] += 1
-                    doomed.append(conn)
-                    self._are_kept = False
+        try:
+            with self._lock:
+                if conn._lease is not entry:
+                    return  # another thread has released it meanwhile
+                try:
+                    conn._lease = None
+                    tally = self._tally
+                    tally.finished.append((now - entry.leased_at, entry.is_reused, status, now - started))
+                    if len(tally.finished) >= _SORTED_AT_ONCE:
+                        tally.sort()
+                    if entry.is_overdue:
+                        entry.is_overdue = False
+                        notice = entry.borrower, now - entry.leased_at
+                    if drained is not None:
+                        tally.drains[drained] += 1
+                    if entry.opened or entry.closed:
+                        self._fold_locked(entry)
+                    if conn._state is _IDLE and (status is not None or self._is_untouched(conn, entry)):
+                        head = conn._head
+                        if (
+                            self._is_unlimited
+                            and now < entry.expires_at
+                            and (head is None or head.keep_alive is None)
+                            and not conn._is_users_own
+                        ):
+                            reason = None  # the usual case of _why_not_keep_locked()
+                        else:
+                            reason = self._why_not_keep_locked(entry, conn, now)
+                        if reason is not None:
+                            self._strike_locked(entry, reason)
+                            doomed.append(conn)
+                            self._are_kept = False
+                            self._serve_locked(now)
+                        elif self._waiters or self._late or self._capacity is not None:
+                            self._last_used = now
+                            self._are_kept = True
+                            self._keep_locked(entry, conn, now, doomed, is_reused=True)
+                        else:
+                            entry.idle_since = self._last_used = now
+                            self._are_kept = True
+                            good_until = now + entry.idle_limit
+                            entry.good_until = good_until if good_until < entry.expires_at else entry.expires_at  # noqa: FURB136  # min() costs a call
+                            entry.borrower = None
+                            entry.conn = conn
+                            self._idle.append(entry)
+                            self._leased.discard(entry)
+                            if self._idle[0].good_until <= now:
+                                self._sweep_locked(now, doomed)
+                    else:
+                        self._strike_locked(entry, CloseReason.CLIENT_CLOSE)  # its borrower has, if nobody else
+                        doomed.append(conn)
+                        self._are_kept = False
+                        self._serve_locked(now)
+                except BaseException:
+                    if entry.is_lent:  # else somebody else has it already
+                        self._strike_locked(entry, CloseReason.ERROR)
+                        doomed.append(conn)
                     self._serve_locked(now)
-                elif self._waiters or self._late or self._capacity is not None:
-                    self._last_used = now
-                    self._are_kept = True
-                    self._keep_locked(entry, conn, now, doomed, is_reused=True)
-                else:
-                    entry.idle_since = self._last_used = now
-                    self._are_kept = True
-                    good_until = now + entry.idle_limit
-                    entry.good_until = good_until if good_until < entry.expires_at else entry.expires_at  # noqa: FURB136  # min() costs a call
-                    entry.borrower = None
-                    self._leased.discard(entry)
-                    entry.conn = conn
-                    self._idle.append(entry)
-                    if self._idle[0].good_until <= now:
-                        self._sweep_locked(now, doomed)
-            else:
-                self._leased.discard(entry)
-                self._balance_locked(entry)
-                doomed.append(conn)
-                self._are_kept = False
-                self._serve_locked(now)
-        for closing in doomed:
-            closing.close()
+                    raise
+        finally:
+            for closing in doomed:
+                closing.close()
         if notice is not None:
             self._came_back(*notice)
 
@@ -605,12 +655,15 @@ class Lender(Ledger):
             return  # another thread has given it back, and somebody else may have it by now
         if conn._state is not State.CLOSED:
             conn._end(conn._reason_of(fault))
+        if isinstance(fault, GeneratorExit):
+            self._abort_without_lock(conn, entry, outcome, started)
+            return
         doomed: list[HTTPConnection] = []
-        now = entry.leased_at
+        now = leased_at = entry.leased_at
         reasons = list(entry.closed)
-        notice = (entry.borrower, now) if entry.is_overdue else None
+        borrower, notice = entry.borrower, False
         is_silent = (
-            isinstance(fault, ReadTimeout)
+            isinstance(fault, (ReadTimeout, TotalTimeout))
             and entry.is_reused
             and conn._failed_unanswered
             and now - entry.idle_since >= _LONG_IDLE
@@ -622,7 +675,10 @@ class Lender(Ledger):
                 if outcome is not None:
                     self._tally.requests[outcome] += 1
                     self._tally.request.observe(max(now - started, 0.0))
-                self._end_lease_locked(conn, entry, now)
+                if conn._lease is entry:  # else another thread has given it back meanwhile
+                    conn._lease = None
+                    notice = entry.is_overdue
+                    self._end_lease_locked(entry, now)
                 if is_stale:
                     self._learn_locked(entry, reasons, now)
                     self._tally.stale[StaleOutcome.RAISED] += 1
@@ -631,8 +687,25 @@ class Lender(Ledger):
                 self._serve_locked(now)
             for closing in doomed:
                 closing.close()
-            if notice is not None:
-                self._came_back(notice[0], now - notice[1])
+            if notice:
+                self._came_back(borrower, now - leased_at)
+
+    def _abort_without_lock(
+        self, conn: HTTPConnection, entry: Entry, outcome: RequestOutcome | None, started: float
+    ) -> None:
+        """End the lease of a generator that is closed.
+
+        The garbage collector may be doing that, at any moment, in a thread that holds the lock: waiting for it would be
+        waiting for ever.  Whoever holds the lock next sees to the rest.
+        """
+        now = self._clock()
+        conn._lease = None
+        self._lost.append(Ended(entry, outcome, max(now - started, 0.0)))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._reap_locked(now)
+            finally:
+                self._lock.release()
 
     def _replace(self, conn: HTTPConnection, timeouts: Timeout, deadline: Deadline | None) -> HTTPConnection:
         """Open a new connection in the slot of one that turned out dead; the idle ones older than it go too."""
@@ -647,13 +720,15 @@ class Lender(Ledger):
         except BaseException as fault:
             self._abort(conn, fault, None, 0.0)
             raise
-        dial = Dial(Claim(now), now)
+        claim = Claim(now)
+        dial = Dial(claim, now)
         try:
             with self._lock:
                 if isinstance(entry, Entry):
                     self._opening.add(dial)
                     self._learn_locked(entry, entry.closed, now)
-                    self._end_lease_locked(conn, entry, now)
+                    conn._lease = None
+                    self._end_lease_locked(entry, now)
                     self._tally.stale[StaleOutcome.RETRIED] += 1
                     self._doom_older_locked(entry, doomed)
                     self._serve_locked(now)
@@ -662,6 +737,8 @@ class Lender(Ledger):
             return self._open(dial, timeouts, deadline, None)
         except BaseException:
             with self._lock:
+                if isinstance(entry, Entry):
+                    self._strike_locked(entry, CloseReason.ERROR)
                 self._opening.discard(dial)
             self._serve()
             raise
@@ -673,8 +750,12 @@ class Lender(Ledger):
         entry.stack = leaks.call_stack()
         if not self._is_watched:
             self._is_watched = True
-            if not leaks.watcher.watch(self, leak_after):
-                self._is_watched = False  # the next lease tries again
+            is_watched = False
+            try:
+                is_watched = leaks.watcher.watch(self, leak_after)
+            finally:
+                if not is_watched:
+                    self._is_watched = False  # the next lease tries again
 
     def report_leaks(self) -> float | None:
         """Log and count leases that have lasted longer than `leak_after`, each once.

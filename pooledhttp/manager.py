@@ -198,7 +198,8 @@ class PoolManager:
         """Return the pool that takes the place of one that was evicted between the look-up and the acquire."""
         if self._is_closed:
             raise PoolClosed("the pool manager is closed") from None
-        return self._find(pool.scheme, pool.origin.partition("://")[2], pool.config)
+        config = replace(pool.config, maxsize=self.config.maxsize)  # that of today
+        return self._find(pool.scheme, pool.origin.partition("://")[2], config)
 
     def _route(self, url: str) -> tuple[ConnectionPool, str]:
         """Return a URL's pool and its request target."""
@@ -211,9 +212,11 @@ class PoolManager:
         scheme, authority, target = split_url(url)
         pool = self._find(scheme, authority, self.config)
         is_plain = slash == len(scheme) + len("://") + len(authority)  # else a "?" or "#" stands before the slash
-        if is_plain and len(self._by_spelling) < self.max_pools * _SPELLINGS_PER_POOL:
+        spelling = url[:slash]
+        has_place = spelling in self._by_spelling or len(self._by_spelling) < self.max_pools * _SPELLINGS_PER_POOL
+        if is_plain and has_place:
             with self._lock:
-                self._by_spelling[url[:slash]] = pool
+                self._by_spelling[spelling] = pool
         return pool, target
 
     def _find(self, scheme: str, authority: str, config: PoolConfig) -> ConnectionPool:
@@ -240,9 +243,12 @@ class PoolManager:
             if pool is None or pool.is_closed:
                 raise PoolClosed("the pool manager is closed")
             return pool
-        with self._lock:
-            others = [other for key, other in self._pools.items() if key != candidate]
-        self._evict(others)
+        if pool.maxsize != self.config.maxsize:
+            pool.resize(self.config.maxsize)  # the manager was resized meanwhile
+        if len(self._pools) > self.max_pools:
+            with self._lock:
+                others = [other for key, other in self._pools.items() if key != candidate]
+            self._evict(others)
         return pool
 
     def _evict(self, others: list[ConnectionPool]) -> None:

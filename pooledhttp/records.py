@@ -2,7 +2,8 @@
 
 None of them has a lock or does I/O; each is guarded by the lock of the pool that made it.  An entry is also the weak
 reference that tells when a borrower lost its connection: it lands in a deque of the pool, from inside the garbage
-collector and without a lock, and the next one to hold the pool's lock frees the slot.
+collector and without a lock, and the next one to hold the pool's lock frees the slot.  A claim and its dial belong to
+their caller's frame in the same way, and the pool refers to them weakly: whatever ends that frame frees the slot.
 
 How they read in `explain()` and in the text of errors stands here too: who, since when, in which phase, for what.
 """
@@ -12,14 +13,16 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from enum import Enum
 from threading import Thread, current_thread
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from .conn import HTTPConnection
 from .leaks import Stack, render
 from .request import without_userinfo
 from .states import State
+from .stats import RequestOutcome
 
 
 class Entry(weakref.ref[HTTPConnection]):
@@ -39,16 +42,18 @@ class Entry(weakref.ref[HTTPConnection]):
                  "tunnel")  # fmt: skip
 
     def __new__(
-        cls, conn: HTTPConnection, _lost: deque[Entry], _now: float, _expires_at: float, _idle_limit: float
+        cls, conn: HTTPConnection, lost: deque[Lost], _now: float, _expires_at: float, _idle_limit: float
     ) -> Self:
         """Make the reference; `weakref.ref` takes its callback here."""
-        return super().__new__(cls, conn, _on_collected)
+        # It runs inside the garbage collector, at any moment and in any thread: no lock, no I/O, and not even a line of
+        # Python that a signal could interrupt.
+        return super().__new__(cls, conn, lost.append)
 
     def __init__(
-        self, conn: HTTPConnection, lost: deque[Entry], now: float, expires_at: float, idle_limit: float
+        self, conn: HTTPConnection, lost: deque[Lost], now: float, expires_at: float, idle_limit: float
     ) -> None:
-        super().__init__(conn, _on_collected)  # type: ignore[call-arg]  # typeshed has only ref.__new__
-        self.conn: HTTPConnection | None = None  # only while idle, or on its way to a waiter
+        super().__init__(conn, lost.append)  # type: ignore[call-arg]  # typeshed has only ref.__new__
+        self.conn: HTTPConnection | None = None  # only while idle
         self.lost = lost
         # The connection's journal: the seconds that each opening took, and why each socket was closed.
         self.opened = conn._opened_seconds
@@ -69,12 +74,6 @@ class Entry(weakref.ref[HTTPConnection]):
         hash(self)  # kept from now on: of a dead reference, which the deque may hold, it cannot be had any more
 
 
-def _on_collected(entry: weakref.ref[HTTPConnection]) -> None:
-    # Runs inside the garbage collector, at any moment and in any thread: no lock, no I/O.
-    if isinstance(entry, Entry):
-        entry.lost.append(entry)
-
-
 class Grant(Enum):
     """What a claim is given when it is neither a connection nor an error."""
 
@@ -90,7 +89,7 @@ class Claim:
         since: When it was made, on the pool's clock.
     """
 
-    __slots__ = ("borrower", "dial", "given", "since", "wake")
+    __slots__ = ("__weakref__", "borrower", "conn", "dial", "given", "since", "wake")
 
     def __init__(self, since: float) -> None:
         self.since = since
@@ -98,6 +97,7 @@ class Claim:
         self.dial: Dial | None = None  # the slot it holds
         # Set under the pool's lock, before the wake-up: a connection, what its own dial failed with, or a Grant.
         self.given: Entry | Grant | BaseException | None = None
+        self.conn: HTTPConnection | None = None  # of the entry that it was given
         self.wake = threading.Lock()
         self.wake.acquire()
 
@@ -106,10 +106,66 @@ class Claim:
         """Whether it has been given nothing yet, not even a slot."""
         return self.given is None and self.dial is None
 
-    def give(self, given: Entry | Grant | BaseException) -> None:
-        """Answer the claim and wake its caller; the pool's lock is held."""
-        self.given = given
-        self.wake.release()
+
+class Ended:
+    """A lease that ended where nobody may wait for a lock: in a generator that is closed, perhaps by the collector.
+
+    Args:
+        entry: Of its connection, which is closed.
+        outcome: What to count the call as, or ``None``.
+        seconds: How long it took.
+    """
+
+    __slots__ = ("entry", "outcome", "seconds")
+
+    def __init__(self, entry: Entry, outcome: RequestOutcome | None, seconds: float) -> None:
+        self.entry = entry
+        self.outcome = outcome
+        self.seconds = seconds
+
+
+# What nobody has told the pool of: the entry of a connection that was collected while it was lent, the reference to a
+# claim that was collected while it was queued, or a lease that ended without the lock.
+Lost = Entry | weakref.ref[Claim] | Ended
+
+
+class Queue(deque[Any]):
+    """Claims in the order of their coming.  It holds them weakly: that their caller is gone shows as with a connection.
+
+    Args:
+        lost: Where to put the reference to a claim that was collected while it stood here.
+    """
+
+    def __init__(self, lost: deque[Lost]) -> None:
+        super().__init__()
+        self._lost = lost
+
+    def __iter__(self) -> Iterator[Claim]:
+        """Iterate over the claims whose callers are there."""
+        for reference in super().__iter__():
+            if (claim := reference()) is not None:
+                yield claim
+
+    def put(self, claim: Claim) -> None:
+        """Add a claim at the end."""
+        self.append(weakref.ref(claim, self._lost.append))
+
+    def first(self) -> Claim | None:
+        """Return who has come first; whoever was answered, or is gone, is dropped on the way."""
+        while self:
+            claim: Claim | None = self[0]()
+            if claim is not None and claim.given is None:
+                return claim
+            self.popleft()
+        return None
+
+    def take_out(self, claim: Claim) -> bool:
+        """Remove a claim; return whether it was there."""
+        for reference in super().__iter__():
+            if reference() is claim:
+                self.remove(reference)
+                return True
+        return False
 
 
 class Dial:
@@ -120,18 +176,28 @@ class Dial:
         since: When, on the pool's clock.
 
     Attributes:
-        claim: The one that began it, while it waits for it; afterwards ``None``: then the connection is for anybody.
         is_late: Whether it runs in a thread of its own, and its claim waits for whatever comes first.
         is_running: Whether that thread has begun, and so sees to the slot itself.
+        thread: That thread, once it is started.
     """
 
-    __slots__ = ("claim", "is_late", "is_running", "since")
+    __slots__ = ("__weakref__", "_claim", "is_late", "is_running", "since", "thread")
 
     def __init__(self, claim: Claim, since: float) -> None:
-        self.claim: Claim | None = claim
+        self._claim: weakref.ref[Claim] | None = weakref.ref(claim)
         self.since = since
         self.is_late = False
         self.is_running = False
+        self.thread: Thread | None = None
+
+    @property
+    def claim(self) -> Claim | None:
+        """The one that began it, while it waits for it; afterwards ``None``: then the connection is for anybody."""
+        return None if self._claim is None else self._claim()
+
+    def forget_claim(self) -> None:
+        """Let the connection be for anybody."""
+        self._claim = None
 
 
 # --- how they read ----------------------------------------------------------------------------------------------------

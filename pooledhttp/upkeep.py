@@ -56,7 +56,7 @@ class Upkeep(Lender):
                 self._reap_locked(now)
             numbers = self._numbers_locked()
             shared = self._shared_locked()
-            leased = sorted(self._leased, key=by_age)
+            leased = sorted((entry for entry in self._leased if entry.borrower is not None), key=by_age)
             opening = sorted(((dial.since, dial.claim) for dial in self._opening), key=lambda dialled: dialled[0])
             waiting = [(claim.since, claim.borrower) for claim in self._waiters]
             failed = self._last_connect_error
@@ -99,33 +99,34 @@ class Upkeep(Lender):
         """
         now = self._clock()
         doomed: list[HTTPConnection] = []
-        probing: list[Entry] = []
-        ended = 0
+        probing: list[tuple[Entry, HTTPConnection]] = []  # the newest first
         try:
             with self._lock:
-                for entry in self._idle:
+                for entry in list(self._idle):
                     if now >= entry.good_until:
                         self._doom_locked(entry, self._expiry.why_expired(entry, now), doomed)
                     elif everything:
                         self._doom_locked(entry, CloseReason.EVICTED, doomed)
-                    else:
-                        probing.append(entry)
-                self._idle.clear()
                 # While they are probed they count as leased, so that the limit holds; but nobody has acquired them.
-                for entry in probing:
+                while self._idle:
+                    entry = self._idle[-1]
                     entry.leased_at = now
                     entry.is_lent = False
-                self._leased.update(probing)
+                    if entry.conn is not None:
+                        probing.append((entry, entry.conn))
+                    self._leased.add(entry)
+                    self._idle.pop()
+                    entry.conn = None
                 self._serve_locked(now)
             for conn in doomed:
                 conn.close()
-            for entry in probing:
-                if entry.conn is not None:
-                    self._end_if_stale(entry.conn)
+            for _, conn in probing:
+                self._end_if_stale(conn)
             now = self._clock()
-        finally:
-            ended = self._take_back_probed(probing, now)
-        return len(doomed) + ended
+            return len(doomed) + self._take_back_probed(probing, now)
+        except BaseException:
+            self._take_back_probed(probing, now)  # what it has not taken back yet
+            raise
 
     @staticmethod
     def _end_if_stale(conn: HTTPConnection) -> None:
@@ -137,30 +138,36 @@ class Upkeep(Lender):
         if reason is not None:
             conn._end(reason)
 
-    def _take_back_probed(self, probing: list[Entry], now: float) -> int:
+    def _take_back_probed(self, probing: list[tuple[Entry, HTTPConnection]], now: float) -> int:
         """Put back what `prune` took out to probe; return how many of them have ended."""
         doomed: list[HTTPConnection] = []
-        kept: list[Entry] = []
         ended = 0
         with self._lock:
-            for entry in probing:
-                if entry not in self._leased:
-                    continue  # the prune was interrupted before it took them
-                if entry.conn is None or entry.conn._state is not State.IDLE:
+            while probing:
+                entry, conn = probing[0]
+                if entry not in self._leased or entry.borrower is not None:
+                    pass  # the prune was interrupted before it took it out, or behind giving it to somebody
+                elif entry.conn is not None and entry in self._idle:
+                    self._leased.discard(entry)  # the same, between the two steps of a move
+                elif conn._state is not State.IDLE:
                     ended += 1
-                    entry.conn = None
-                    self._leased.discard(entry)
-                    self._fold_locked(entry)
+                    self._strike_locked(entry, CloseReason.ERROR)
                 elif self._is_closed or self._size_locked() > self.maxsize:  # since we took it out
-                    self._leased.discard(entry)
-                    reason = CloseReason.POOL_CLOSED if self._is_closed else CloseReason.EVICTED
-                    self._doom_locked(entry, reason, doomed)
+                    self._strike_locked(entry, CloseReason.POOL_CLOSED if self._is_closed else CloseReason.EVICTED)
+                    doomed.append(conn)
                 elif self._waiters or self._late or self._is_owed_locked():
-                    self._keep_locked(entry, entry.conn, now, doomed, is_reused=True)
+                    entry.is_lent = True  # until somebody is given it
+                    try:
+                        self._keep_locked(entry, conn, now, doomed, is_reused=True)
+                    except BaseException:
+                        if entry.is_lent:
+                            self._strike_locked(entry, CloseReason.ERROR)
+                        raise
                 else:
-                    kept.append(entry)  # as it was: a probe does not make it younger
-            self._leased.difference_update(kept)
-            self._idle.extendleft(reversed(kept))  # colder than whatever came back meanwhile
+                    entry.conn = conn  # as it was: a probe does not make it younger
+                    self._idle.appendleft(entry)  # colder than whatever came back meanwhile
+                    self._leased.discard(entry)
+                del probing[0]
             self._serve_locked(now)
         for conn in doomed:
             conn.close()
@@ -188,9 +195,11 @@ class Upkeep(Lender):
         with self._lock:
             self.maxsize = maxsize
             while self._idle and self._size_locked() > maxsize:
-                self._doom_locked(self._idle.popleft(), CloseReason.EVICTED, doomed)
+                self._doom_locked(self._idle[0], CloseReason.EVICTED, doomed)
             # From now on each release looks at the limit, as it need not where it has always held.
             self._is_unlimited = False
+            if self._capacity is not None:
+                self._capacity.make_room_for_waiters_locked(self, now, doomed)
             self._serve_locked(now)
         for conn in doomed:
             conn.close()
@@ -202,30 +211,32 @@ class Upkeep(Lender):
 
         A second call does nothing.
         """
+        self._close(only_if_unused=False)
+
+    def close_if_unused(self) -> bool:
+        """Close the pool unless a connection of it is lent, being opened or waited for; return whether it is closed."""
+        return self._close(only_if_unused=True)
+
+    def _close(self, *, only_if_unused: bool) -> bool:
         doomed: list[HTTPConnection] = []
         now = self._clock()
         with self._lock:
+            if self._lost:
+                self._reap_locked(now)
+            if only_if_unused and (self._leased or self._opening or self._waiters):
+                return False
             self._is_closed = True
             self._is_unlimited = False
-            for entry in self._idle:
-                self._doom_locked(entry, CloseReason.POOL_CLOSED, doomed)
-            self._idle.clear()
+            while self._idle:
+                self._doom_locked(self._idle[0], CloseReason.POOL_CLOSED, doomed)
             for queue in (self._waiters, self._late):
-                while queue:
-                    queue.popleft().give(Grant.POOL_CLOSED)
+                while (claim := queue.first()) is not None:
+                    claim.given = Grant.POOL_CLOSED
+                    self._dequeue_locked(claim)
+                    claim.wake.release()
             self._serve_locked(now)  # other origins' waiters, where there is a max_total
         for conn in doomed:
             conn.close()
         if self._is_watched:
             leaks.watcher.forget(self)
-
-    def close_if_unused(self) -> bool:
-        """Close the pool unless a connection of it is lent, being opened or waited for; return whether it is closed."""
-        with self._lock:
-            if self._lost:
-                self._reap_locked(self._clock())
-            if self._leased or self._opening or self._waiters:
-                return False
-            self._is_closed = True
-        self.close()
         return True

@@ -572,7 +572,7 @@ def test_importing_the_package_does_not_import_logging() -> None:
         "import sys, pooledhttp; print(sorted({'logging', 'traceback', 'prometheus_client'} & sys.modules.keys()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], check=False, cwd=ROOT, capture_output=True, text=True, timeout=BOUND * 3
+        [sys.executable, "-S", "-c", program], check=False, cwd=ROOT, capture_output=True, text=True, timeout=BOUND * 3
     )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
