@@ -215,7 +215,11 @@ def name_of(thread: Thread | None) -> str:
     """Return the name of a thread (with gevent: of a greenlet), or that it has ended."""
     if thread is None:
         return "nobody"
-    return thread.name if thread.is_alive() else f"a thread that has ended ({thread.name})"
+    try:
+        has_ended = not thread.is_alive()
+    except (RuntimeError, AssertionError):  # one that `threading` did not start, and so cannot ask
+        has_ended = False
+    return f"a thread that has ended ({thread.name})" if has_ended else thread.name
 
 
 def describe(entry: Entry, now: float) -> str:
