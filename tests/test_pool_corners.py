@@ -1,4 +1,4 @@
-"""What a review of the pool's core found, one test for each finding, until they stand in the files of their rooms.
+"""The pool between two steps: closed, resized, collected or out of room in the one moment in which it matters.
 
 Where a moment between two steps matters, a probe, a clock or a lock of the test brings it about; nothing is left to
 chance.  Every wait is bounded, and what would hang runs in a thread of its own.
