@@ -141,7 +141,7 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "config": freely("errors", "timeouts", "wire", "origin", "dial", "retry"),
     "forking": {},
     "leaks": freely("forking"),
-    "records": freely("leaks", "request", "states", "conn"),
+    "records": freely("leaks", "request", "states", "stats", "conn"),
     "expiry": freely("config", "conn", "records", "stats", "wire"),
     "opener": freely("config", "conn", "dial", "errors", "origin", "request", "stats", "timeouts"),
     "capacity": {**freely("conn", "records"), **typing_only("ledger")},

@@ -254,7 +254,8 @@ class Model:
                 self.lend(caller, known)
                 return
             self.closed[known.misdeed] += 1
-            self.learn(known.misdeed, known)
+            if known.exchanges:  # a server bears one that was never used for another time
+                self.learn(known.misdeed, known)
             known = self.take_idle()
         self.dial(caller)
 

@@ -360,7 +360,9 @@ def test_whatever_arrives_is_a_response_or_one_of_three_errors_and_the_connectio
         conn.request(method, "/")
         sock = conn.sock
         try:
-            read_by(conn.getresponse(), recipe)
+            response = conn.getresponse()
+            read_by(response, recipe)
+            assume(response.status != 101)  # the socket is the caller's now, and speaks something else
         except ALLOWED:
             assert conn.state is State.CLOSED
         if conn.state is State.IDLE:

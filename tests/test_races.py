@@ -501,6 +501,17 @@ def test_stale_connection_that_is_replaced_by_an_idle_one_makes_room_for_another
         assert lend(second, AT_ONCE) == "lent"
 
 
+def test_stale_connection_that_is_replaced_by_an_idle_one_costs_no_other_its_place(
+    stage: Stage, two_origins: TwoOrigins
+) -> None:
+    first, second = two_origins(3)
+    leave_idle(first, 3)
+    stage.origin.far_ends[2].end()  # the one that is lent first
+    with first.connection():
+        assert lend(second, AT_ONCE) == "lent"
+        assert (first.stats().idle, second.stats().idle) == (1, 1), "there was room for all of them"
+
+
 def test_waiter_whose_pool_becomes_larger_gets_the_room_that_another_origin_leaves_idle(
     stage: Stage, two_origins: TwoOrigins
 ) -> None:
