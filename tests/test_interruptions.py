@@ -6,8 +6,8 @@ or waited for, the lock is free, the counters add up, every slot can be had at o
 
 One place is left out, since nothing but a tracer can raise there: the `with` line on the way out of its block (and a
 `try` line), which the interpreter shows as a line of its own, outside of any handler.  It delivers the exception of a
-signal, or one from another thread, after calls and at backward jumps only; at the end of a block that is behind the last
-call in it, where the `with` still sees it.
+signal, or one from another thread, after calls and at backward jumps only; at the end of a block that is behind the
+last call in it, where the `with` still sees it.
 
 Real asynchronous exceptions, from a signal and from another thread, come at the end of the file.
 """
@@ -271,7 +271,7 @@ class Bench:
         self.manager = self._opened.enter_context(PoolManager(max_total=2, config=self._config))
         self.pool = self.manager.pool(server.url)
         # Another origin, as far as pools are concerned.
-        self.other_pool = self.manager.pool(server.url, socket_options=[(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)])
+        self.other_pool = self.manager.pool(server.url, socket_options=((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),))
 
     def close(self) -> None:
         self._opened.close()
@@ -585,7 +585,7 @@ def late_dial_that_is_overtaken(bench: Bench) -> Stage:
         wait_until(lambda: over.is_set() or dialling.is_set())
         bench.pool.release(held.pop())
 
-    opener.open = slowly  # type: ignore[method-assign]  # a gate in front of it
+    opener.open = slowly  # type: ignore[assignment, method-assign]  # a gate in front of it
     giving = bench.beside(give_back)
 
     def act() -> None:
