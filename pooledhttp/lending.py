@@ -375,8 +375,8 @@ class Lender(Ledger):
                 claim.dial = dial
                 self._opening.add(dial)
                 self._begin_dial_locked(claim, dial)
-            elif doomed:
-                self._serve_locked(now)
+            else:
+                self._serve_locked(now)  # there is one connection less
         for closing in doomed:
             closing.close()
         return entry
