@@ -6,8 +6,8 @@ or waited for, the lock is free, the counters add up, every slot can be had at o
 
 One place is left out, since nothing but a tracer can raise there: the `with` line on the way out of its block (and a
 `try` line), which the interpreter shows as a line of its own, outside of any handler.  It delivers the exception of a
-signal, or one from another thread, after calls and at backward jumps only; at the end of a block that is behind the
-last call in it, where the `with` still sees it.
+signal, or one from another thread, after calls and at backward jumps only; at the end of a block that is behind its
+last call, where the `with` still sees it.
 
 Real asynchronous exceptions, from a signal and from another thread, come at the end of the file.
 """
@@ -333,7 +333,7 @@ def acquire_and_release_of_an_idle_connection(bench: Bench) -> Stage:
     yield lambda: bench.pool.release(bench.pool.acquire())
 
 
-@operation(shared=True)
+@operation()
 def acquire_and_release_of_a_new_connection(bench: Bench) -> Stage:
     bench.fill(0)
     yield lambda: bench.pool.release(bench.pool.acquire())
@@ -821,6 +821,7 @@ def end_idle(pool: ConnectionPool) -> None:
 def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let waiters look often for what nobody has told them: once a second would take too long, thousands of times."""
     monkeypatch.setattr(lending, "_LOST_CHECK", 0.002)
+    monkeypatch.setattr(leaks, "_DEEPEST", 2)  # and let them note no long stacks, line by line
 
 
 @pytest.fixture
@@ -875,7 +876,7 @@ def sweep(bench: Bench, arrange: Arrange, rooms: frozenset[str]) -> int:
         try:
             next(stage, None)
             assert has_arrived is interruption.arrives, "it was swallowed"
-            gc.collect()
+            gc.collect(1)
             bench.check()
         except BaseException as fault:
             fault.add_note(f"interrupted at {interruption.place}")
@@ -926,7 +927,7 @@ def test_exception_at_any_line_of_a_late_dials_thread_reaches_its_caller_or_does
             threading.settrace(None)
         interruption.fault = Killed()
         next(stage, None)
-        gc.collect()
+        gc.collect(1)
         try:
             alone.check()
         except BaseException as fault:
