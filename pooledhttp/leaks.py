@@ -83,23 +83,42 @@ class Watched(Protocol):
         """Log what is overdue; return in how many seconds to look again, or ``None``."""
 
 
+class _Guard:
+    """The watcher's lock, and what it waits with.
+
+    It guards what is to be looked at, and the thread.  Never under it: a pool's lock, or the log.  It may be taken
+    twice: while it is held the garbage collector may run, and with it somebody's ``__del__`` that closes another pool.
+    It is not entered through the condition, whose `__enter__` a signal can interrupt when it has just taken the lock.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+
+
 class Watcher:
     """The thread that looks at pools when their leases may be due; it lives while there is something to look at."""
 
     def __init__(self) -> None:
-        # Guards the two fields below.  Never under it: a pool's lock, or the log.  It may be taken twice: while it is
-        # held the garbage collector may run, and with it somebody's ``__del__`` that closes another pool.  It is not
-        # entered through the condition, whose `__enter__` a signal can interrupt when it has just taken the lock.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._guards: dict[str, _Guard] = {}
         self._due: list[tuple[float, int, weakref.ref[Watched]]] = []  # a heap, by time
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
 
+    @property
+    def _guard(self) -> _Guard:
+        # Made when it is first needed: `threading` may be patched (by gevent) behind the import of this room.
+        return self._guards.get("") or self._guards.setdefault("", _Guard())
+
+    @property
+    def _changed(self) -> threading.Condition:
+        return self._guard.changed
+
     def watch(self, pool: Watched, seconds: float) -> bool:
         """Look at a pool after so many seconds; return whether somebody will (no thread may be left to do so)."""
         look = (time.monotonic() + seconds, next(self._numbers), weakref.ref(pool))
-        with self._lock:
+        guard = self._guard
+        with guard.lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="pooledhttp-leaks", daemon=True)
                 try:
@@ -108,32 +127,33 @@ class Watcher:
                     return False
                 self._thread = thread
             heapq.heappush(self._due, look)
-            self._changed.notify()
+            guard.changed.notify()
         return True
 
     def forget(self, pool: Watched) -> None:
         """Look at a pool no more."""
-        with self._lock:
+        guard = self._guard
+        with guard.lock:
             self._due = [look for look in self._due if look[2]() not in {None, pool}]
             heapq.heapify(self._due)
-            self._changed.notify()
+            guard.changed.notify()
 
     def renew_after_fork(self) -> None:
         """Begin anew in a child process, which has no other thread."""
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._guards = {}
         self._due = []
         self._thread = None
 
     def _run(self) -> None:
+        guard = self._guard
         while True:
-            with self._lock:
+            with guard.lock:
                 if not self._due:
                     self._thread = None
                     return
                 left = self._due[0][0] - time.monotonic()
                 if left > 0:
-                    self._changed.wait(left)
+                    guard.changed.wait(left)
                     continue
                 pool = heapq.heappop(self._due)[2]()
             seconds = None

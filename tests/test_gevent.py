@@ -14,14 +14,25 @@ from pathlib import Path
 import pytest
 import trustme
 
-from pooledhttp.testing import ExpectHead, KeepOpen, Repeat, ResourceAudit, Respond, ServerFactory
+from pooledhttp.testing import Peer, ResourceAudit, Respond, ServerFactory
 
 BOUND = 60.0
 ROOT = Path(__file__).parent.parent
-SERVE = Repeat([ExpectHead(optional=True), Respond(body=b"hello")])
-PROGRAMS = ["share", "wait", "timeout in request", "timeout in stream", "kill", "total", "fork"]
+PROGRAMS = [
+    "share", "wait", "order", "hold all", "dial late", "forget", "look at dead", "timeout in request",
+    "timeout in stream", "kill", "stop everywhere", "total", "fork",
+]  # fmt: skip
 # Patched after pooledhttp was imported: not what gevent advises, and it happens.
-LATE = ["share", "wait"]
+LATE = ["share", "wait", "hold all", "dial late", "forget", "stop everywhere", "total"]
+
+
+def answer(peer: Peer) -> None:
+    """Answer as long as the client asks, but end the connection behind the answer for /last."""
+    while True:
+        request = peer.read_request()
+        peer.send(Respond(body=b"hello").encode(request.method))
+        if request.target == "/last":
+            return
 
 
 @pytest.fixture(name="authority", scope="module")
@@ -48,7 +59,7 @@ def test_program_of_greenlets_leaves_its_pool_whole(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
         authority.cert_pem.write_to_path(str(authority_file))
-    server = scripted_server(default=[SERVE, KeepOpen()], ssl_context=context)
+    server = scripted_server(default=answer, ssl_context=context)
     command = [sys.executable, "-W", "error", str(ROOT / "tests" / "apps" / "greenlets.py"), program, str(server.port),
                str(authority_file) if context else "none", order]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, timeout=BOUND, cwd=ROOT, check=False,
