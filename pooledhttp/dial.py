@@ -25,7 +25,7 @@ from typing import Any, Final
 from . import forking
 from .errors import SourcePortsExhausted
 from .origin import SourceAddress
-from .timeouts import ConnectDeadline
+from .timeouts import ConnectDeadline, is_wake_up
 
 # RFC 8305 section 8: the recommended Connection Attempt Delay, in seconds.
 _ATTEMPT_DELAY: Final = 0.25
@@ -128,8 +128,8 @@ class Dialer:
             sock.settimeout(None)
         except TimeoutError as fault:
             sock.close()
-            if fault.errno == errno.ETIMEDOUT:
-                raise  # the kernel's own limit, not ours
+            if not is_wake_up(fault):
+                raise  # the kernel's own limit, or a signal's handler
             raise deadline.exceeded() from None
         except BaseException:
             sock.close()
@@ -406,9 +406,6 @@ def start_tls(
         tls.settimeout(0)
         _shake_hands(tls, previous, deadline)
         tls.settimeout(previous)
-    except TimeoutError:
-        secured.close()
-        raise deadline.exceeded() from None
     except BaseException as fault:
         secured.close()
         _close_half_made(fault)
@@ -428,6 +425,8 @@ def _close_half_made(fault: BaseException) -> None:
     connection by then, raises without closing what it has put it into.  Only the traceback still knows that socket.
     """
     trace = fault.__traceback__
+    if trace is not None:
+        trace = trace.tb_next  # our caller's frame knows both; a look at its names would have it hold the fault
     while trace is not None:
         made = trace.tb_frame.f_locals.get("self")
         if isinstance(made, ssl.SSLSocket):
@@ -444,7 +443,7 @@ def _shake_hands(sock: ssl.SSLSocket, timeout: float | None, deadline: ConnectDe
         deadline: When it must be over.
 
     Raises:
-        TimeoutError: The peer was silent for too long.
+        ConnectTimeout: The peer was silent for too long.
     """
     while True:
         try:
@@ -459,7 +458,7 @@ def _shake_hands(sock: ssl.SSLSocket, timeout: float | None, deadline: ConnectDe
         if left is None or (timeout is not None and timeout < left):
             left = timeout
         if not _is_ready(sock, left, is_read=is_read):
-            raise TimeoutError
+            raise deadline.exceeded()
 
 
 def _is_ready(sock: socket.socket, seconds: float | None, *, is_read: bool) -> bool:

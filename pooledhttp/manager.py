@@ -24,7 +24,7 @@ from .origin import SourceAddress, split_host_port
 from .pool import ConnectionContext, ConnectionPool, StreamContext
 from .request import NO_HEADERS, BodySource, Headers
 from .response import Response, StreamedResponse
-from .retry import AS_CONFIGURED, RetryChoice
+from .retry import AS_CONFIGURED, Budget, RetryChoice
 from .stats import PoolStats
 from .timeouts import Timeout
 
@@ -125,6 +125,8 @@ class PoolManager:
         self._lock = threading.Lock()
         self._pools: dict[_Key, ConnectionPool] = {}  # in the order in which they were made or last missed
         self._by_spelling: dict[str, ConnectionPool] = {}  # "http://host:port", as callers write it
+        # For retries, by scheme, host and port.  They outlive the pools, or eviction would give a sick server no rest.
+        self._budgets: dict[_Key, Budget] = {}
         self._is_closed = False
         forking.register(self)
 
@@ -237,6 +239,7 @@ class PoolManager:
             pool = self._pools.get(candidate)
             is_late = self._is_closed or (pool is not None and not pool.is_closed)
             if not is_late:
+                made.share_budget(self._budgets.setdefault(candidate[:3], made.budget))
                 self._pools[candidate] = pool = made
         if is_late or pool is None:
             made.close()
@@ -265,6 +268,11 @@ class PoolManager:
         with self._lock:
             self._pools = {key: pool for key, pool in self._pools.items() if pool not in evicted}
             self._by_spelling = {key: pool for key, pool in self._by_spelling.items() if pool not in evicted}
+            used = {key[:3] for key in self._pools}
+            now = self.config.clock()
+            self._budgets = {
+                key: budget for key, budget in self._budgets.items() if key in used or not budget.is_spent(now)
+            }
 
     def pools(self) -> list[ConnectionPool]:
         """Return the pools that exist now."""
@@ -312,6 +320,8 @@ class PoolManager:
     def renew_after_fork(self) -> None:
         """Begin anew in a child process; the pools are still there, and empty."""
         self._lock = threading.Lock()
+        for budget in self._budgets.values():
+            budget.renew_after_fork()
 
     def __enter__(self) -> Self:
         """Return the manager."""

@@ -59,7 +59,7 @@ class ConnectionPool(Upkeep):
     ) -> None:
         super().__init__(host, port, scheme, config_of(config, options))
         self._retry = self.config.retry
-        self._budget = Budget()  # guarded by the lock
+        self._budget = Budget()
         self._pause = pause
         if self.config.registry is not None:
             _watch(self, self._tally)
@@ -282,6 +282,15 @@ class ConnectionPool(Upkeep):
 
     # --- one call in several attempts -----------------------------------------------------------------
 
+    @property
+    def budget(self) -> Budget:
+        """What bounds the retries of all calls to the origin."""
+        return self._budget
+
+    def share_budget(self, budget: Budget) -> None:
+        """Have the budget of other pools for the same origin; nobody uses the pool yet."""
+        self._budget = budget
+
     def _exchange_with_retries(
         self,
         prepared: PreparedRequest,
@@ -302,8 +311,7 @@ class ConnectionPool(Upkeep):
         pool, now = self, started
         attempts = Attempts(retry, prepared)
         try:
-            with self._lock:
-                self._budget.note_call_locked(now)
+            self._budget.note_call(now)
             while True:
                 try:
                     conn, _, result = pool._exchange(prepared, timeouts, deadline, now, exchange, attempts)
@@ -371,10 +379,9 @@ class ConnectionPool(Upkeep):
             asked: How long the server asked to wait, or ``None``.
         """
         wait = attempts.wait(asked=asked, left=None if deadline is None else deadline.remaining())
-        now = self._clock()
+        if not isinstance(wait, RetryRefusal) and not self._budget.take(attempts.retry, self._clock()):
+            wait = RetryRefusal.BUDGET
         with self._lock:
-            if not isinstance(wait, RetryRefusal) and not self._budget.take_locked(attempts.retry, now):
-                wait = RetryRefusal.BUDGET
             if not isinstance(wait, RetryRefusal):
                 self._tally.retries[reason] += 1
                 return wait
@@ -462,9 +469,9 @@ class ConnectionPool(Upkeep):
         return timeouts, deadline
 
     def renew_after_fork(self) -> None:
-        """Begin anew in a child process; what the parent has asked of the server is not the child's doing."""
+        """Begin anew in a child process."""
         super().renew_after_fork()
-        self._budget = Budget()
+        self._budget.renew_after_fork()
 
     def __enter__(self) -> Self:
         """Return the pool."""

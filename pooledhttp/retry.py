@@ -10,7 +10,7 @@ time, once, on a new connection, and only if
 
 `Retry` is for a server that is unwell, and only for who asks for it: the whole attempt, resend included, is made again
 after a wait.  What may be tried again, when and how often is decided here: by `Attempts` for one call, by `Budget` for
-all calls of a pool together.  Nothing here waits, locks or does I/O; `pool` does.
+all calls to an origin together.  Nothing here waits or does I/O; `pool` does.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import errno
 import random
 import socket
 import ssl
+import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -28,13 +29,16 @@ from typing import Final, Literal, TypeVar
 
 from .errors import (
     AcquireTimeout,
+    ConnectTimeout,
     IncompleteRead,
     InvalidResponse,
     PoolClosed,
     PoolFull,
+    ReadTimeout,
     SourcePortsExhausted,
     TotalTimeout,
     TunnelError,
+    WriteTimeout,
 )
 from .request import PreparedRequest
 from .response import FailedAttempt
@@ -204,8 +208,8 @@ def is_connect_failure(fault: BaseException) -> bool:
         return False
     if isinstance(fault, TunnelError):
         return fault.status in _GATEWAY_TROUBLE
-    if isinstance(fault, (ConnectionError, TimeoutError, socket.gaierror, *_DEAD_IN_TLS)):
-        return True
+    if isinstance(fault, (ConnectionError, ConnectTimeout, ReadTimeout, WriteTimeout, socket.gaierror, *_DEAD_IN_TLS)):
+        return True  # not any TimeoutError: a signal's handler may raise one
     return isinstance(fault, OSError) and not isinstance(fault, ssl.SSLError) and fault.errno in _ABSENT
 
 
@@ -217,14 +221,15 @@ def kind_of_failure(fault: BaseException) -> RetryReason | None:
     """
     if isinstance(fault, _FINAL):
         return None
-    if isinstance(fault, TimeoutError):
+    if isinstance(fault, (ReadTimeout, WriteTimeout)):  # not any TimeoutError, as above
         return RetryReason.TIMEOUT
     if isinstance(fault, IncompleteRead):
         return None if isinstance(fault, InvalidResponse) else RetryReason.TRUNCATED
     if isinstance(fault, (ConnectionError, *_DEAD_IN_TLS)):
         return RetryReason.RESET
-    is_unreachable = isinstance(fault, OSError) and not isinstance(fault, ssl.SSLError) and fault.errno in _UNREACHABLE
-    return RetryReason.RESET if is_unreachable else None
+    if not isinstance(fault, OSError) or isinstance(fault, ssl.SSLError) or fault.errno not in _UNREACHABLE:
+        return None
+    return RetryReason.TIMEOUT if fault.errno == errno.ETIMEDOUT else RetryReason.RESET
 
 
 def retry_after_seconds(value: str | None, date: str | None, *, clock: Clock = wall_clock) -> float | None:
@@ -351,33 +356,45 @@ class Attempts:
 
 
 class Budget:
-    """How many calls a pool has begun in the last seconds, and how many retries it has made; the pool's lock guards it.
+    """How many calls to an origin have begun in the last seconds, and how many retries there were.
 
     Whoever asks for a retry brings his own limits, the counts are everybody's.
     """
 
-    __slots__ = ("_calls", "_retries", "_seconds")
+    __slots__ = ("_calls", "_lock", "_retries", "_seconds")
 
     def __init__(self) -> None:
+        self.renew_after_fork()
+
+    def renew_after_fork(self) -> None:
+        """Begin anew: what the parent has asked of the server is not the child's doing."""
+        self._lock = threading.Lock()
         self._calls = 0
         self._retries = 0
         self._seconds: deque[list[int]] = deque()  # [second, calls, retries], the newest at the right
 
-    def note_call_locked(self, now: float) -> None:
+    def note_call(self, now: float) -> None:
         """Count a call that begins now."""
-        self._present_locked(now)[1] += 1
-        self._calls += 1
+        with self._lock:
+            self._present_locked(now)[1] += 1
+            self._calls += 1
 
-    def take_locked(self, retry: Retry, now: float) -> bool:
+    def take(self, retry: Retry, now: float) -> bool:
         """Count a retry, if there may be another one now; return whether there may."""
-        present = self._present_locked(now)
-        if retry.budget is not None:
-            allowed = max(retry.budget * self._calls, retry.budget_floor * WINDOW)
-            if self._retries + 1 > allowed:
-                return False
-        present[2] += 1
-        self._retries += 1
+        with self._lock:
+            present = self._present_locked(now)
+            if retry.budget is not None:
+                allowed = max(retry.budget * self._calls, retry.budget_floor * WINDOW)
+                if self._retries + 1 > allowed:
+                    return False
+            present[2] += 1
+            self._retries += 1
         return True
+
+    def is_spent(self, now: float) -> bool:
+        """Whether all that it has counted is too old to matter."""
+        seconds = self._seconds
+        return not seconds or seconds[-1][0] <= now - WINDOW - 1
 
     def _present_locked(self, now: float) -> list[int]:
         """Return the counts of the present second; those that are too old are forgotten."""

@@ -7,10 +7,13 @@ monotonic clock counts, so setting the wall clock changes nothing.
 
 from __future__ import annotations
 
+import dis
+import errno
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from .errors import ConnectTimeout, TotalTimeout
 
@@ -52,6 +55,33 @@ def check_seconds(name: str, value: float | None, *, zero: bool = False) -> None
     if not (0 <= value <= LONGEST) or (value == 0 and not zero):  # which no NaN passes
         least = "at least 0" if zero else "greater than 0"
         raise ValueError(f"{name} must be {least} and at most a year (in seconds), not {value!r}; None is unbounded")
+
+
+# What the timers of sockets say: the kernel's by a number, settimeout() in these words (and gevent after it).
+_TIMER_NUMBERS: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
+_TIMER_WORDS: Final = frozenset(
+    {"timed out", *(f"The {step} operation timed out" for step in ("read", "write", "handshake"))}
+)
+_RAISE: Final = dis.opmap["RAISE_VARARGS"]
+_WRITTEN_IN_PYTHON: Final = frozenset({__package__, "gevent", "eventlet"})  # so are our timers, and theirs
+
+
+def is_wake_up(fault: BaseException) -> bool:
+    """Tell whether the timer of a socket has raised this: then nothing was sent or received.
+
+    A signal's handler, or a greenlet's timeout, may raise a `TimeoutError` too, and maybe behind the system call that
+    has sent something.  That error says nothing about the peer, and is for whoever has set the alarm.
+    """
+    if type(fault) is BlockingIOError:
+        return fault.errno in _TIMER_NUMBERS
+    if type(fault) is not TimeoutError or str(fault) not in _TIMER_WORDS:
+        return False
+    trace = fault.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_code.co_code[trace.tb_lasti] != _RAISE:
+        return True  # by C
+    return str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in _WRITTEN_IN_PYTHON
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

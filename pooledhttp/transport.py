@@ -32,7 +32,7 @@ from typing import Final, Protocol, TypeVar, cast
 
 from .errors import InvalidResponse, LineTooLong, ReadTimeout, RemoteDisconnected, WriteTimeout
 from .stats import CloseReason
-from .timeouts import Clock, Deadline, monotonic
+from .timeouts import Clock, Deadline, is_wake_up, monotonic
 from .wire import Limits, check_unfinished_head, head_end
 
 # What one receive asks for while a head or a short body is expected; a whole small response fits.
@@ -49,7 +49,7 @@ _RECORD_BYTES: Final = 16384
 _HEARTBEAT: Final = 1.0
 # A timer may end this much after its deadline before it is set anew, which costs a system call.
 _SLACK: Final = 0.02
-# What a wake-up looks like: the kernel's timer gives EAGAIN, settimeout() gives TimeoutError.
+# As what a wake-up may come: the kernel's timer gives EAGAIN, settimeout() gives TimeoutError.
 _WAKE_UPS: Final = (BlockingIOError, TimeoutError)
 
 # time_t and suseconds_t are both a C long where these options exist (Linux and the BSDs, 64 bit).
@@ -308,9 +308,8 @@ class Transport:
             if self._must_arm and (self.any_sent or not self.uses_kernel_timers):
                 self._before_wait(self._write_limit, is_read=False)  # bound() has seen to the first send
             sent = self._send(data)  # type: ignore[arg-type]  # socket.send takes any buffer
-        except _WAKE_UPS:
-            if self.has_own_timeout():
-                raise
+        except OSError as fault:
+            self._go_on_sending(fault)
         if sent:
             self.any_sent = True
         if sent != len(data):
@@ -323,14 +322,22 @@ class Transport:
                 self._arm_write(self._left(self._write_limit, since, WriteTimeout))
             try:
                 sent = self._send(rest)  # type: ignore[arg-type]  # as in send()
-            except _WAKE_UPS:
-                if self.has_own_timeout():
-                    raise
+            except OSError as fault:
+                self._go_on_sending(fault)
                 continue
             if sent:
                 self.any_sent = True
                 since = self._clock()
                 rest = rest[sent:]
+
+    def _go_on_sending(self, fault: OSError) -> None:
+        """Raise an error of a send again, unless it only means that it is time to look at the clock."""
+        if not is_wake_up(fault):
+            if fault.errno is None:
+                self.any_sent = True  # no system call says so, and nobody knows what the last one has sent
+            raise fault
+        if self.has_own_timeout():
+            raise fault
 
     # --- sending and listening ----------------------------------------------------------------------
 
@@ -424,7 +431,7 @@ class Transport:
             else:
                 # Its descriptor does not block, but its send() would wait for room, and hear nothing meanwhile.
                 sent = os.write(sock.fileno(), data[:_SEND_BYTES])
-        except _WAKE_UPS:
+        except BlockingIOError:
             return 0
         if sent:
             self.any_sent = True
@@ -443,7 +450,11 @@ class Transport:
                     sock.settimeout(timeout)
             else:
                 arrived = sock.recv(RECEIVE_BYTES, _DONT_WAIT)
-        except (*_WAKE_UPS, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except _WAKE_UPS as fault:
+            if not is_wake_up(fault):
+                raise
             return None
         except ssl.SSLEOFError:
             self.is_truncated = True
@@ -485,8 +496,8 @@ class Transport:
             if self._must_arm:
                 self._before_wait(self._read_limit, is_read=True)
             data = self._recv(size)
-        except _WAKE_UPS:
-            if self.has_own_timeout():
+        except _WAKE_UPS as fault:
+            if not is_wake_up(fault) or self.has_own_timeout():
                 raise
             data = self._wait_on(lambda: self._recv(size), b"")
         except ssl.SSLEOFError:
@@ -504,8 +515,9 @@ class Transport:
             self._arm_read(self._left(self._read_limit, since, ReadTimeout))
             try:
                 return receive()
-            except _WAKE_UPS:
-                continue
+            except _WAKE_UPS as fault:
+                if not is_wake_up(fault):
+                    raise
             except ssl.SSLEOFError:
                 self.is_truncated = True
                 return nothing
@@ -545,8 +557,8 @@ class Transport:
             if self._must_arm:
                 self._before_wait(self._read_limit, is_read=True)
             count = self.sock.recv_into(view)
-        except _WAKE_UPS:
-            if self.has_own_timeout():
+        except _WAKE_UPS as fault:
+            if not is_wake_up(fault) or self.has_own_timeout():
                 raise
             count = self._wait_on(lambda: self.sock.recv_into(view), 0)
         except ssl.SSLEOFError:

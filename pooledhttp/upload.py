@@ -15,9 +15,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from .errors import HTTPException, InvalidResponse, RemoteDisconnected, TotalTimeout
+from .errors import HTTPException, InvalidResponse, ReadTimeout, RemoteDisconnected, TotalTimeout, WriteTimeout
 from .request import BodySource, SizedFile, blocks
-from .timeouts import Clock, Deadline
+from .timeouts import Clock, Deadline, is_wake_up
 from .transport import Transport
 from .wire import Limits, check_unfinished_head, head_end, parse_head
 
@@ -125,7 +125,7 @@ class Upload:
                     self._end_heard()
                     return
         except TimeoutError as fault:
-            if deadline is total and isinstance(fault, TotalTimeout):
+            if deadline is total if isinstance(fault, TotalTimeout) else not _is_silence(fault):
                 raise
         finally:
             transport.restore(previous)
@@ -167,10 +167,8 @@ class Upload:
                     break
                 sent += len(frame)
             return sent
-        except TotalTimeout:
-            raise
-        except TimeoutError:
-            if not self._is_answered or self.is_body_broken:
+        except TimeoutError as fault:
+            if not (_is_silence(fault) and self._is_answered) or self.is_body_broken:
                 raise
             self.is_refused = True  # the peer has said what it has to say, and reads no more
             return 0
@@ -197,10 +195,8 @@ class Upload:
             try:
                 if self._is_due(transport) and not self._has_room():
                     continue
-            except TotalTimeout:
-                raise
             except TimeoutError as fault:
-                if self._is_tls:
+                if self._is_tls or not _is_silence(fault):
                     raise
                 late = fault  # poll() tells of much room only: there may be some
             sent = transport.send_some(data)
@@ -229,9 +225,9 @@ class Upload:
                 try:
                     if not self._has_room():
                         continue
-                except TotalTimeout:
-                    raise
                 except TimeoutError as fault:
+                    if not _is_silence(fault):
+                        raise
                     late = fault  # as in _send()
                 try:
                     count = os.sendfile(
@@ -335,3 +331,8 @@ class Upload:
             self.is_refused = True
             return True
         return False
+
+
+def _is_silence(fault: TimeoutError) -> bool:
+    """Tell whether the peer did nothing for too long: no total is over, and no signal's handler has said so."""
+    return isinstance(fault, (ReadTimeout, WriteTimeout)) or is_wake_up(fault)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import os
+import signal
 import socket
 import ssl
 import threading
@@ -635,3 +637,48 @@ def test_tls_with_what_speaks_no_tls_is_an_ssl_error(scripted_server: ServerFact
     with pytest.raises(ssl.SSLError):
         start_tls(sock, client_context(), server_hostname="origin.test", deadline=within(BOUND))
     assert sock.fileno() == -1
+
+
+class Mark:
+    """Lives as long as the error that it is put on."""
+
+    def __init__(self, freed: list[bool]) -> None:
+        self._freed = freed
+
+    def __del__(self) -> None:
+        self._freed.append(True)
+
+
+def test_error_of_a_handshake_is_freed_without_the_collector(
+    scripted_server: ServerFactory, audit: ResourceAudit
+) -> None:
+    server = scripted_server([Stall()], ssl_context=server_context("elsewhere.test"))
+    sock = socket.create_connection(server.address, timeout=BOUND)
+    freed: list[bool] = []
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ssl.SSLCertVerificationError) as caught:
+            start_tls(sock, client_context(), server_hostname="origin.test", deadline=within(BOUND))
+        caught.value.mark = Mark(freed)  # type: ignore[attr-defined]  # an exception has a __dict__
+        del caught
+        assert freed
+    finally:
+        gc.enable()
+
+
+def test_alarm_while_connecting_reaches_whoever_set_it(hole: tuple[str, int], resolve_to: Callable[..., None]) -> None:
+    resolve_to(hole)
+    alarm = TimeoutError("timed out")
+
+    def ring(*_: object) -> None:
+        raise alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(TimeoutError) as caught:
+            Dialer(host="origin.test", port=80).dial(within(BOUND))
+        assert caught.value is alarm
+    finally:
+        signal.signal(signal.SIGALRM, before)

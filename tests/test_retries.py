@@ -45,7 +45,7 @@ from pooledhttp import (
 from pooledhttp import pool as pool_room
 from pooledhttp.config import PoolOptions
 from pooledhttp.request import PreparedRequest
-from pooledhttp.retry import AS_CONFIGURED, Attempts
+from pooledhttp.retry import AS_CONFIGURED, WINDOW, Attempts
 from pooledhttp.testing import (
     Close,
     ExpectHead,
@@ -1180,6 +1180,40 @@ def test_pool_that_is_evicted_during_the_wait_is_replaced_and_the_call_goes_on(
     assert counted(first.stats().requests) == {}
     assert counted(second.stats().requests) == {"5xx": 1}
     assert manager.request("GET", server.url, timeout=AT_ONCE).data == b"hello"
+
+
+def test_budget_of_an_origin_outlives_the_eviction_of_its_pool(
+    scripted_server: ServerFactory, make_manager: Callable[..., PoolManager]
+) -> None:
+    sick, other = scripted_server(default=BUSY_ALWAYS), scripted_server(default=ANSWERS)
+    one_retry = Retry(attempts=2, backoff=0, budget=0.0, budget_floor=0.1)
+    manager = make_manager(max_pools=1, retry=one_retry, clock=lambda: 1000.0)
+    attempts = []
+    for _ in range(5):
+        attempts.append(manager.request("GET", sick.url).attempts)
+        manager.request("GET", other.url)
+    assert attempts == [2, 1, 1, 1, 1]
+
+
+def test_budget_of_an_origin_is_shared_by_the_ways_to_it(
+    scripted_server: ServerFactory, make_manager: Callable[..., PoolManager]
+) -> None:
+    sick = scripted_server(default=BUSY_ALWAYS)
+    one_retry = Retry(attempts=2, backoff=0, budget=0.0, budget_floor=0.1)
+    manager = make_manager(retry=one_retry, clock=lambda: 1000.0)
+    another_way = manager.pool(sick.url, source_address=("127.0.0.1", 0))
+    assert manager.request("GET", sick.url).attempts == 2
+    assert another_way.request("GET", "/").attempts == 1
+
+
+def test_budgets_of_origins_that_are_gone_are_forgotten_with_the_window(
+    scripted_server: ServerFactory, make_manager: Callable[..., PoolManager], clock: Clock
+) -> None:
+    manager = make_manager(max_pools=1, retry=AGAIN, clock=clock)
+    for _ in range(5):
+        manager.request("GET", scripted_server(default=ANSWERS).url)
+        clock.now += 2 * WINDOW
+    assert len(manager._budgets) <= 2
 
 
 @managed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import http.client
 import itertools
 import math
@@ -538,13 +539,13 @@ def test_error_says_why_there_was_no_further_attempt(refusal: RetryRefusal, text
 
 def granted(budget: Budget, retry: Retry, now: float, *, tries: int = 1000) -> int:
     """Return how many retries are allowed in a row."""
-    return sum(budget.take_locked(retry, now) for _ in range(tries))
+    return sum(budget.take(retry, now) for _ in range(tries))
 
 
 def begun(calls: int, now: float = 1000.0) -> Budget:
     budget = Budget()
     for _ in range(calls):
-        budget.note_call_locked(now)
+        budget.note_call(now)
     return budget
 
 
@@ -574,7 +575,7 @@ def test_refused_retry_uses_nothing_up() -> None:
     budget, retry = begun(5), Retry(budget_floor=0)
     assert granted(budget, retry, 1000.0) == 1
     for _ in range(5):
-        budget.note_call_locked(1000.0)
+        budget.note_call(1000.0)
     assert granted(budget, retry, 1000.0) == 1
 
 
@@ -598,7 +599,7 @@ def test_window_moves_second_by_second() -> None:
 
 def test_clock_that_is_read_before_the_lock_is_had_counts_as_the_newest_second() -> None:
     budget, retry = Budget(), Retry(budget_floor=0.3)
-    assert budget.take_locked(retry, 1000.0)
+    assert budget.take(retry, 1000.0)
     assert granted(budget, retry, 998.5) == 2
 
 
@@ -613,9 +614,9 @@ def test_budget_is_never_exceeded_in_any_window(steps: list[tuple[float, bool]],
     for pause, is_call in steps:
         now += pause
         if is_call:
-            budget.note_call_locked(now)
+            budget.note_call(now)
             log.append((int(now), "call"))
-        elif budget.take_locked(retry, now):
+        elif budget.take(retry, now):
             log.append((int(now), "retry"))
             recent = [kind for second, kind in log if second > int(now) - WINDOW]
             assert recent.count("retry") <= max(share * recent.count("call"), floor * WINDOW)
@@ -623,24 +624,17 @@ def test_budget_is_never_exceeded_in_any_window(steps: list[tuple[float, bool]],
 
 def test_budget_is_shared_by_threads() -> None:
     workers = 8
-    budget, retry, lock = Budget(), Retry(budget=0.1, budget_floor=0), threading.Lock()
+    budget, retry = Budget(), Retry(budget=0.1, budget_floor=0)
     barrier = threading.Barrier(workers)
 
     def work(take: Callable[[], object]) -> list[object]:
         barrier.wait(10)
         return [take() for _ in range(250)]
 
-    def locked(call: Callable[..., object], *arguments: object) -> Callable[[], object]:
-        def under_lock() -> object:
-            with lock:
-                return call(*arguments)
-
-        return under_lock
-
     def by_all(take: Callable[[], object]) -> list[object]:
         futures = [threads.submit(work, take) for _ in range(workers)]
         return [result for future in futures for result in future.result(10)]
 
     with ThreadPoolExecutor(workers) as threads:
-        by_all(locked(budget.note_call_locked, 1000.0))
-        assert by_all(locked(budget.take_locked, retry, 1000.0)).count(True) == 200
+        by_all(functools.partial(budget.note_call, 1000.0))
+        assert by_all(functools.partial(budget.take, retry, 1000.0)).count(True) == 200
