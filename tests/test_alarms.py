@@ -43,8 +43,11 @@ SetAlarm = Callable[[BaseException], None]
 def set_alarm() -> Iterator[SetAlarm]:
     """Have the alarm raise what is given."""
     before = signal.getsignal(signal.SIGALRM)
+    faults: list[BaseException] = []
 
     def set_handler(fault: BaseException) -> None:
+        faults.append(fault)
+
         def ring(*_: object) -> None:
             raise fault
 
@@ -53,6 +56,8 @@ def set_alarm() -> Iterator[SetAlarm]:
     yield set_handler
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+    for fault in faults:  # which live on, and whose frames hold what the test has opened
+        fault.__traceback__ = fault.__context__ = None
 
 
 def ring_behind_the_next(pool: ConnectionPool, what: str) -> None:
