@@ -78,6 +78,14 @@ def test_observation_is_counted_in_the_bucket_of_its_bound() -> None:
     assert histogram.sum == pytest.approx(116.7)
 
 
+@given(st.lists(st.one_of(st.sampled_from(BOUNDS), st.floats(0, 10)), max_size=100))
+def test_many_observations_at_a_time_are_counted_like_one_by_one(values: list[float]) -> None:
+    histogram, one_by_one = Histogram(BOUNDS), observed(*values)
+    histogram.observe_all(values)
+    assert histogram.counts == one_by_one.counts
+    assert histogram.sum == pytest.approx(one_by_one.sum)
+
+
 def test_frozen_histogram_does_not_change_any_more() -> None:
     histogram = observed(1.5)
     frozen = histogram.freeze()
