@@ -35,9 +35,11 @@ lint: $(VENV)/ready-for-test ## ruff (rules and formatting) and mypy
 	$(run) ruff format --check
 	$(run) mypy
 
+# Two processes, however many cores there are: tests of many threads need room. A file's tests stay together, since
+# they share what is dear to make.
 unit: $(VENV)/ready-for-test ## the tests alone, with coverage
 	$(run) coverage erase
-	$(run) coverage run -m pytest
+	$(run) coverage run -m pytest --numprocesses 2 --dist loadfile
 	$(run) coverage combine --quiet
 	$(run) coverage report
 

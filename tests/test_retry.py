@@ -80,6 +80,11 @@ def made(method: str = "GET", body: BodySource | None = None, headers: dict[str,
     return prepare(method, "/", body, headers or {}, constant_fields=[])
 
 
+def spelt(part: object) -> str:
+    """Return what a part of a test's name is, always in the same order."""
+    return f"{{{', '.join(sorted(map(repr, part)))}}}" if isinstance(part, set) else str(part)
+
+
 by_type = pytest.mark.parametrize("fault", DEAD, ids=lambda fault: type(fault).__name__)
 
 
@@ -202,7 +207,7 @@ BAD: list[tuple[str, Any, type[Exception]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "value", "error"), BAD, ids=lambda part: repr(part)[:30])
+@pytest.mark.parametrize(("name", "value", "error"), BAD, ids=lambda part: spelt(part)[:30])
 def test_setting_that_makes_no_sense_is_refused_by_name(name: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=rf"^Retry\.{name} must ") as caught:
         Retry(**{name: value})
@@ -439,7 +444,7 @@ HARMFUL = [
 
 
 def cases(pairs: list[tuple[PreparedRequest, set[str] | None]]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(("prepared", "methods"), pairs, ids=str)
+    return pytest.mark.parametrize(("prepared", "methods"), pairs, ids=spelt)
 
 
 @cases(HARMLESS)

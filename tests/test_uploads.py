@@ -569,7 +569,7 @@ def test_dict_is_no_body(body: Any, plain: Line) -> None:
     finish_pool(pool)
 
 
-@pytest.mark.parametrize("body", [5, 1.5, True, object()], ids=repr)
+@pytest.mark.parametrize("body", [5, 1.5, True, object()], ids=["5", "1.5", "True", "object"])
 def test_what_is_no_body_is_refused_before_anything_is_opened(body: Any, plain: Line) -> None:
     server = plain.serve()
     conn = plain.connect_to(server)
