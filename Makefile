@@ -13,17 +13,20 @@ PYTHON ?= python3
 VERSIONS := 3.11 3.12 3.13
 # Not `?=`: a VENV that happens to be exported must not be emptied.
 VENV := .venv
-# Options of the demo.
+# Options of the demo, or of the benchmarks.
 ARGS :=
+
+# Of the one peer that cannot share an environment with the others.
+ALONE := .venvs/bench-alone
 
 run := $(VENV)/bin/python -m
 
-.PHONY: help demo test lint unit test-all format clean FORCE
+.PHONY: help demo test lint unit test-all bench format clean FORCE
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | while IFS='	' read -r target text; do \
 	    printf '  make %-10s %s\n' "$$target" "$$text"; done
-	@echo 'PYTHON=python3.12 chooses another interpreter; ARGS="--faults" passes options to the demo.'
+	@echo 'PYTHON=python3.12 chooses another interpreter; ARGS="--faults" passes options to the demo, ARGS="--quick" to the benchmarks.'
 
 demo: $(VENV)/ready-for-demo ## run a local API and a pool against it, with a live table and /metrics
 	@$(run) pooledhttp demo $(ARGS)
@@ -59,6 +62,9 @@ test-all: lint ## the tests with every Python of VERSIONS that this machine has
 	done; \
 	echo "passed with:$${passed:- none}; not on this machine:$${missing:- none}"; \
 	[ -n "$$passed" ]
+
+bench: $(VENV)/ready-for-bench $(ALONE)/ready ## measure this client and others against a bare socket
+	@$(run) benchmarks --alone $(ALONE)/bin/python $(ARGS)
 
 format: $(VENV)/ready-for-test ## let ruff format the tree and mend what it can
 	$(run) ruff check --fix-only
@@ -112,3 +118,28 @@ $(VENV)/ready-for-test: pyproject.toml $(VENV)/made-from
 	@echo "installing what the tests need into $(VENV)"
 	@$(call install,demo$(comma)test)
 	@touch $(VENV)/ready-for-demo $@
+
+# All peers at once, else one by one: what cannot be installed here is missing in the tables. `make clean` tries again.
+$(VENV)/ready-for-bench: pyproject.toml $(VENV)/made-from
+	@echo "installing what the benchmarks compare with into $(VENV)"
+	@$(call install,bench) || { \
+	    $(call install,demo); \
+	    for peer in $$($(VENV)/bin/python -c "$$list_peers"); do \
+	        $(run) pip install --quiet --disable-pip-version-check --no-input "$$peer" || echo "$$peer: not installed"; \
+	    done; \
+	}
+	@touch $@
+
+define list_peers
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    print(*tomllib.load(file)["project"]["optional-dependencies"]["bench"])
+endef
+export list_peers
+
+$(ALONE)/ready: pyproject.toml $(VENV)/made-from
+	@echo "installing the peer that cannot live with the others into $(ALONE)"
+	@$(VENV)/bin/python -m venv --clear $(ALONE)
+	@$(ALONE)/bin/python -m pip install --quiet --disable-pip-version-check --no-input '.[bench-alone]' || \
+	    echo "it is not installed"
+	@touch $@

@@ -143,7 +143,7 @@ class ConnectionPool(Upkeep):
         timeouts = self._timeouts
         deadline = None
         if timeout is not None or timeouts.total is not None:
-            timeouts, deadline = self._limits(timeout, prepared)
+            timeouts, deadline = self._limits(timeout, prepared, now)
         if retry == AS_CONFIGURED:
             retry = self._retry
         if retry is not None:
@@ -417,8 +417,8 @@ class ConnectionPool(Upkeep):
         if isinstance(timeout, (int, float)):
             check_seconds("timeout", timeout, zero=True)
             # Zero bounds the waiting alone: opening a connection takes time, and has its own limit.
-            deadline = Deadline(timeout, what=f"acquiring a connection to {self.origin}", clock=self._clock)
-            deadline.enter("acquire")
+            what = f"acquiring a connection to {self.origin}"
+            deadline = Deadline(timeout, what=what, clock=self._clock, since=now, phase="acquire")
             timeouts = self._timeouts if timeout else replace(self._timeouts, acquire=0)
             conn = self._acquire(now, timeouts, deadline if timeout else None)
             try:
@@ -428,7 +428,7 @@ class ConnectionPool(Upkeep):
                 raise
             conn._is_probed = False  # as above
             return conn
-        timeouts, lease_deadline = self._limits(timeout, None)
+        timeouts, lease_deadline = self._limits(timeout, None, now)
         conn = self._acquire(now, timeouts, lease_deadline)
         conn._is_probed = False  # as above
         return conn
@@ -452,7 +452,7 @@ class ConnectionPool(Upkeep):
         return ConnectionContext(self, timeout)
 
     def _limits(
-        self, timeout: Timeout | float | None, prepared: PreparedRequest | None
+        self, timeout: Timeout | float | None, prepared: PreparedRequest | None, now: float
     ) -> tuple[Timeout, Deadline | None]:
         timeouts = self._timeouts
         total = timeouts.total
@@ -464,9 +464,7 @@ class ConnectionPool(Upkeep):
             total = timeout
         if total is None:
             return timeouts, None
-        deadline = Deadline(total, what=prepared or "the lease", clock=self._clock)
-        deadline.enter("acquire")
-        return timeouts, deadline
+        return timeouts, Deadline(total, what=prepared or "the lease", clock=self._clock, since=now, phase="acquire")
 
     def renew_after_fork(self) -> None:
         """Begin anew in a child process."""
@@ -542,7 +540,7 @@ class StreamContext:
         """Send the request and receive the head."""
         pool = self._pool
         self._started = pool._clock()
-        timeouts, deadline = pool._limits(self._timeout, self._prepared)
+        timeouts, deadline = pool._limits(self._timeout, self._prepared, self._started)
         retry = pool._retry if self._retry == AS_CONFIGURED else self._retry
         if retry is None:
             self._conn, resends, response = pool._exchange(

@@ -121,15 +121,25 @@ class Deadline:
         seconds: How long from now.
         what: The call it bounds; its ``str()`` stands in the error's text and must hold no secret.
         clock: Seconds on a monotonic clock; tests inject their own.
+        since: When the call began, on that clock; ``None``: now.
+        phase: What it begins with, as `enter` notes it; ``None``: nothing that is worth an account.
     """
 
-    __slots__ = ("_clock", "_phases", "_started", "at", "seconds", "what")
+    __slots__ = ("_clock", "_phases", "at", "seconds", "what")
 
-    def __init__(self, seconds: float, *, what: object = "the call", clock: Clock = monotonic) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        what: object = "the call",
+        clock: Clock = monotonic,
+        since: float | None = None,
+        phase: str | None = None,
+    ) -> None:
         self._clock = clock
-        self._started = clock()
-        self._phases: list[tuple[str, float]] = []
-        self.at = self._started + seconds
+        started = clock() if since is None else since
+        self._phases: list[tuple[str, float]] = [] if phase is None else [(phase, started)]
+        self.at = started + seconds
         self.seconds = seconds
         self.what = what
 

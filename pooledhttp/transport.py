@@ -6,8 +6,9 @@ never lost.  It is an immutable ``bytes`` object and an offset into it: an idle 
 Time limits cost nothing while nothing is late.  On a plain blocking socket the kernel is asked to wake us at
 intervals (``SO_RCVTIMEO``, ``SO_SNDTIMEO``), which is set once per connection instead of one more ``poll``
 system call, and one more hand-over of the GIL, in front of every receive and send.  The wake-up decides
-nothing: it makes us look at the clock, and the clock decides.  TLS, greenlet sockets and platforms without these
-options use ``settimeout`` under the same rule.
+nothing: it makes us look at the clock, and the clock decides.  In the main thread each signal would restart the
+kernel's timer, so there a plain socket is polled before it receives, and sends without waiting while there is room.
+TLS, greenlet sockets and platforms without these options use ``settimeout`` under the same rule.
 
 `FileTransport` serves sockets of other people that have only ``sendall``, ``makefile`` and ``close``; it
 never reads a byte beyond what is asked for.
@@ -123,11 +124,12 @@ class Transport:
         bears_cut_head: Whether a head without its blank line will do: the peer has stopped reading the request, and
             whatever it said before is better than nothing.
         is_truncated: TLS ended without close_notify: the end may be an attacker's.
-        uses_kernel_timers: Whether the kernel's timers end a wait that is bounded; else ``settimeout`` does.
+        uses_kernel_timers: Whether the kernel's timers end a bounded wait; else ``poll`` or ``settimeout`` does.
     """
 
     __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_held", "_is_bounded", "_is_tls",
-                 "_must_arm", "_poll", "_read_limit", "_recv", "_send", "_waits", "_what", "_write_limit",
+                 "_must_arm", "_must_arm_first_send", "_poll", "_polls", "_read_limit", "_read_milliseconds",
+                 "_recv", "_send", "_waits", "_what", "_write_limit",
                  "any_received", "any_sent", "at", "bears_cut_head", "buffer", "is_truncated", "sock",
                  "uses_kernel_timers")  # fmt: skip
 
@@ -151,7 +153,10 @@ class Transport:
         self._clock = clock
         self._is_bounded = False
         self._must_arm = False  # each wait has to be given its time: the kernel's timers do not know of a deadline
+        self._must_arm_first_send = False
         self.uses_kernel_timers = False
+        self._polls = False  # waits are by poll(), and the socket itself is never waited on
+        self._read_milliseconds: int | None = None  # the read limit, as poll() takes it
         self._read_limit: float | None = None
         self._write_limit: float | None = None
         self._deadline: Deadline | None = None
@@ -170,26 +175,35 @@ class Transport:
             deadline: When everything must be over, or ``None``.
             what: The peer's name, for the errors' text.
         """
+        if self._polls and read == self._read_limit and write == self._write_limit and self.sock.gettimeout() is None:
+            self._deadline = deadline  # the usual case: poll() is told of each limit when it waits
+            self._must_arm = deadline is not None
+            return
         if not self._is_bounded:
             self._is_bounded = True
             self._what = what
             self.uses_kernel_timers = _can_use_kernel_timers(self.sock)
+            self._polls = not self.uses_kernel_timers and _can_poll(self.sock)
             self.sock.settimeout(None)
         elif self.uses_kernel_timers and get_ident() == main_thread.ident:
             # Signals are handled in the main thread, and each one restarts a kernel's timer (PEP 475).
             self._arm_read(math.inf)
             self._arm_write(math.inf)
             self.uses_kernel_timers = False
+            self._polls = True
             self._read_limit = self._write_limit = None
         elif self.has_own_timeout():
             self.sock.settimeout(None)  # a borrower changed it
             self._armed_read = self._armed_write = math.inf
             self._read_limit = self._write_limit = None
         self._deadline = deadline
+        is_free = self.uses_kernel_timers or self._polls
         # settimeout() serves both directions: where their limits are the same, it need not be called each time.
-        self._must_arm = deadline is not None or not (self.uses_kernel_timers or read == write)
+        self._must_arm = deadline is not None or not (is_free or read == write)
+        self._must_arm_first_send = self._must_arm and not is_free
         if read != self._read_limit:
             self._read_limit = read
+            self._read_milliseconds = None if read is None else _in_milliseconds(read)
             self._arm_read(math.inf if read is None else read)
         if write != self._write_limit:
             self._write_limit = write
@@ -205,7 +219,7 @@ class Transport:
         if not self._is_bounded:
             return True
         timeout = self.sock.gettimeout()
-        if self.uses_kernel_timers:
+        if self.uses_kernel_timers or self._polls:
             return timeout is not None
         return timeout != (None if self._armed_read == math.inf else self._armed_read)
 
@@ -215,7 +229,7 @@ class Transport:
         sock = self.sock
         if sock.fileno() < 0:
             return False
-        if self.uses_kernel_timers:
+        if self.uses_kernel_timers or self._polls:
             return sock.gettimeout() is None
         return not self.has_own_timeout()
 
@@ -228,10 +242,10 @@ class Transport:
         """Take back what `bound` has set: the socket waits for ever again."""
         if self._is_bounded:
             self._deadline = None
-            self._read_limit = self._write_limit = None
+            self._read_limit = self._write_limit = self._read_milliseconds = None
             self._arm_read(math.inf)
             self._arm_write(math.inf)
-            self._is_bounded = self._must_arm = False
+            self._is_bounded = self._must_arm = self._must_arm_first_send = self._polls = False
 
     def hurry(self, deadline: Deadline) -> tuple[bool, float | None, float | None, Deadline | None]:
         """Bound what follows by a deadline as well; return what `restore` needs."""
@@ -259,6 +273,8 @@ class Transport:
 
     def _arm(self, option: int, seconds: float) -> float:
         """Let waits wake up after this long at the latest; return after how long they will."""
+        if self._polls:
+            return math.inf  # poll() is told each time
         if not self.uses_kernel_timers:
             # One timeout for both directions: each call arms its own before it waits.
             seconds = max(seconds, 0.001)
@@ -305,9 +321,10 @@ class Transport:
         """
         sent = 0
         try:
-            if self._must_arm and (self.any_sent or not self.uses_kernel_timers):
+            if self._must_arm and (self.any_sent or self._must_arm_first_send):
                 self._before_wait(self._write_limit, is_read=False)  # bound() has seen to the first send
-            sent = self._send(data)  # type: ignore[arg-type]  # socket.send takes any buffer
+            # The type: socket.send takes any buffer.
+            sent = self.sock.send(data, _DONT_WAIT) if self._polls else self._send(data)  # type: ignore[arg-type]
         except OSError as fault:
             self._go_on_sending(fault)
         if sent:
@@ -318,10 +335,12 @@ class Transport:
     def _send_rest(self, rest: memoryview) -> None:
         since = self._clock() - (0.0 if self.any_sent or self._armed_write == math.inf else self._armed_write)
         while rest:
-            if self._is_bounded:
+            if self._polls:
+                self.wait_to_send(or_receive=False, since=since)
+            elif self._is_bounded:
                 self._arm_write(self._left(self._write_limit, since, WriteTimeout))
             try:
-                sent = self._send(rest)  # type: ignore[arg-type]  # as in send()
+                sent = self.sock.send(rest, _DONT_WAIT) if self._polls else self._send(rest)  # type: ignore[arg-type]
             except OSError as fault:
                 self._go_on_sending(fault)
                 continue
@@ -405,14 +424,14 @@ class Transport:
         """Return how long poll() may wait for room to send; raise when it may not."""
         if self._is_bounded:
             left = self._left(self._write_limit, since, WriteTimeout)
-            return None if left == math.inf else min(math.ceil(left * 1000), _LONGEST_POLL)
+            return None if left == math.inf else _in_milliseconds(left)
         timeout = self.sock.gettimeout()
         if timeout is None:
             return None
         left = since + timeout - self._clock()
         if left <= 0:
             raise TimeoutError("timed out")  # the socket's own words
-        return min(math.ceil(left * 1000), _LONGEST_POLL)
+        return _in_milliseconds(left)
 
     def clock(self) -> float:
         """Return the seconds of the monotonic clock that judges the limits."""
@@ -474,6 +493,8 @@ class Transport:
             if left <= 0:
                 raise deadline.exceeded()
             allowed = min(allowed, left)
+        if self._polls:
+            return
         armed = self._armed_read if is_read else self._armed_write
         if armed > allowed + _SLACK or (not self.uses_kernel_timers and armed < allowed - _SLACK):
             if is_read:
@@ -493,7 +514,9 @@ class Transport:
             OSError: The socket's own errors.
         """
         try:
-            if self._must_arm:
+            if self._polls:
+                self._await_arrival()
+            elif self._must_arm:
                 self._before_wait(self._read_limit, is_read=True)
             data = self._recv(size)
         except _WAKE_UPS as fault:
@@ -506,6 +529,29 @@ class Transport:
         if data:
             self.any_received = True
         return data
+
+    def _await_arrival(self) -> None:
+        """Wait by poll() until there is something to receive, the peer's end included."""
+        if self.sock.gettimeout() is not None:
+            return  # a borrower has set it, and it is all that holds
+        poll = self._poll
+        if poll is None:
+            poll = self._poll = _make_poll(self.sock, _READABLE)
+        milliseconds = self._read_milliseconds
+        deadline = self._deadline
+        if deadline is not None:
+            left = deadline.at - self._clock()
+            if left <= 0:
+                raise deadline.exceeded()
+            allowed = _in_milliseconds(left)
+            milliseconds = allowed if milliseconds is None or allowed < milliseconds else milliseconds
+        if poll(milliseconds):  # which signals do not make any longer (PEP 475)
+            return
+        since = self._clock() - (milliseconds or 0) / 1000
+        while True:
+            left = self._left(self._read_limit, since, ReadTimeout)
+            if poll(_in_milliseconds(left)):
+                return
 
     def _wait_on(self, receive: Callable[[], _Received], nothing: _Received) -> _Received:
         """Go on waiting after a wake-up, until something arrives (`nothing`: the end) or a limit is reached."""
@@ -554,7 +600,9 @@ class Transport:
             view[: len(piece)] = piece
             return len(piece)
         try:
-            if self._must_arm:
+            if self._polls:
+                self._await_arrival()
+            elif self._must_arm:
                 self._before_wait(self._read_limit, is_read=True)
             count = self.sock.recv_into(view)
         except _WAKE_UPS as fault:
@@ -778,7 +826,7 @@ class FileTransport(Transport):
         self.any_received = False
         self.is_truncated = False
         self.bears_cut_head = False
-        self.uses_kernel_timers = False
+        self.uses_kernel_timers = self._polls = False
         self._deadline = None
         self._read_limit = self._write_limit = None
 
@@ -907,6 +955,17 @@ def _can_use_kernel_timers(sock: socket.socket) -> bool:
     return not any(
         signal.getitimer(which)[0] for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
     )
+
+
+def _can_poll(sock: socket.socket) -> bool:
+    """Whether poll() tells all about this socket, and its own methods need never wait."""
+    is_plain = type(sock) is socket.socket and type(sock).__module__ == "socket"  # not TLS, nor gevent's
+    return is_plain and bool(_DONT_WAIT) and hasattr(select, "poll")
+
+
+def _in_milliseconds(seconds: float) -> int:
+    """Return a wait as poll() takes it: rounded up, or the last millisecond would be spent in going round."""
+    return math.ceil(min(seconds * 1000, _LONGEST_POLL))
 
 
 def _make_poll(sock: socket.socket, events: int) -> Callable[[int | None], list[tuple[int, int]]]:

@@ -231,10 +231,12 @@ def test_main_thread_waits_outside_the_kernel_since_signals_restart_its_timers(
     transport.bound(read=2.5, write=2.5, deadline=None, what="origin")
     assert transport.sock.gettimeout() is None
     monkeypatch.setattr(main_thread, "ident", threading.get_ident())  # now the main thread borrows it
-    transport.bound(read=2.5, write=2.5, deadline=None, what="origin")
-    assert transport.sock.gettimeout() == 2.5
+    transport.bound(read=0.05, write=2.5, deadline=None, what="origin")
+    assert transport.sock.gettimeout() is None
     assert not kernel_timer(transport.sock, socket.SO_RCVTIMEO)
     assert not kernel_timer(transport.sock, socket.SO_SNDTIMEO)
+    with pytest.raises(ReadTimeout, match=r"for 0\.05 s"):
+        transport.more()
 
 
 def test_plain_socket_is_bounded_inside_the_kernel(open_transport: Opener) -> None:
