@@ -335,7 +335,9 @@ class Lender(Ledger):
         """Probe a reused connection and set its limits; ``False`` when it is stale, and closed now."""
         transport = conn._transport
         if entry.is_reused:
-            if transport is None or entry.leased_at - entry.idle_since >= self._probe_after:
+            if transport is None or (
+                entry.leased_at - entry.idle_since >= self._probe_after and not transport.is_quiet()
+            ):
                 reason = CloseReason.CLIENT_CLOSE if transport is None else transport.staleness()
                 if reason is not None:
                     conn._end(reason)

@@ -121,7 +121,15 @@ def prepare(
     if body is None and not headers and method in BODILESS:
         lines = constant_fields.lines if isinstance(constant_fields, ConstantFields) else field_lines(constant_fields)
         head = request_head(method, target or "/", (), version=version, checked_lines=lines)
-        return PreparedRequest(method, target, head)
+        prepared = PreparedRequest.__new__(PreparedRequest)  # to call the class costs four times as much
+        prepared.method = method
+        prepared.target = target
+        prepared.head = head
+        return prepared
+    if headers and (body is None or body.__class__ is bytes):
+        usual = _prepare_usual(method, target, body, headers, constant_fields, version)
+        if usual is not None:
+            return usual
     if isinstance(body, str):
         body = encode_body(body)
     fields, body, is_chunked, names = complete_fields(
@@ -144,6 +152,48 @@ def prepare(
     prepared.is_chunked = is_chunked
     prepared.has_idempotency_key = "idempotency-key" in names
     prepared.is_replayable = body is None or isinstance(body, (bytes, bytearray, memoryview))
+    return prepared
+
+
+# With one of these in its headers a request is not of the usual kind: they replace, or contradict, what we would add.
+_UNUSUAL_FIELDS: Final = frozenset({"host", "accept-encoding", "content-length", "transfer-encoding", "expect"})
+
+
+def _prepare_usual(
+    method: str, target: str, body: bytes | None, headers: Headers, constant_fields: list[Field], version: str
+) -> PreparedRequest | None:
+    """Do what `prepare` promises for the usual fields and a body of bytes, in few steps; ``None``: they are not usual.
+
+    Every value is checked; what is spared is to look at each of them several times.
+    """
+    try:
+        names = set(map(str.lower, headers))  # type: ignore[arg-type]  # that one is bytes shows here
+    except TypeError:
+        return None
+    if (
+        len(names) != len(headers)
+        or not names.isdisjoint(_UNUSUAL_FIELDS)
+        or constant_fields.__class__ is not ConstantFields
+        or method.__class__ is not str
+    ):
+        return None
+    lines = constant_fields.lines
+    if body is not None or method.upper() in _BODY_EXPECTED:
+        lines = f"{lines}Content-Length: {len(body or b'')}\r\n"
+    lines += field_lines(headers.items())
+    head = request_head(method, target or "/", (), version=version, checked_lines=lines)
+    if body is not None and len(body) <= ONE_SEND_BYTES:
+        head += body
+        body = None
+    prepared = PreparedRequest(method, target, head)
+    if body is not None:
+        prepared.body = body
+        prepared.is_plain = False
+    if "authorization" in names and binds_connection(headers.items()):
+        prepared.binds_connection = True
+        prepared.is_plain = False
+    if "idempotency-key" in names:
+        prepared.has_idempotency_key = True
     return prepared
 
 

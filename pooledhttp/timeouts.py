@@ -130,7 +130,6 @@ class Deadline:
     def __init__(
         self,
         seconds: float,
-        *,
         what: object = "the call",
         clock: Clock = monotonic,
         since: float | None = None,

@@ -147,8 +147,8 @@ class Transport:
         if self._is_tls:
             # It sends all or, when time is up, does not tell how much: so a record at a time.
             self._send = lambda data: sock.send(memoryview(data)[:_RECORD_BYTES])
-        self._poll: Callable[[int | None], list[tuple[int, int]]] | None = None
-        self._waits: dict[bool, Callable[[int | None], list[tuple[int, int]]]] = {}
+        self._poll: Callable[[float | None], list[tuple[int, int]]] | None = None
+        self._waits: dict[bool, Callable[[float | None], list[tuple[int, int]]]] = {}
         self._held: io.RawIOBase | None = None
         self._clock = clock
         self._is_bounded = False
@@ -156,7 +156,7 @@ class Transport:
         self._must_arm_first_send = False
         self.uses_kernel_timers = False
         self._polls = False  # waits are by poll(), and the socket itself is never waited on
-        self._read_milliseconds: int | None = None  # the read limit, as poll() takes it
+        self._read_milliseconds: float | None = None  # the read limit, as poll() takes it
         self._read_limit: float | None = None
         self._write_limit: float | None = None
         self._deadline: Deadline | None = None
@@ -540,11 +540,11 @@ class Transport:
         milliseconds = self._read_milliseconds
         deadline = self._deadline
         if deadline is not None:
-            left = deadline.at - self._clock()
+            left = (deadline.at - self._clock()) * 1000
             if left <= 0:
                 raise deadline.exceeded()
-            allowed = _in_milliseconds(left)
-            milliseconds = allowed if milliseconds is None or allowed < milliseconds else milliseconds
+            if milliseconds is None or left < milliseconds:
+                milliseconds = left if left < _LONGEST_POLL else _LONGEST_POLL  # noqa: FURB136  # min() costs a call
         if poll(milliseconds):  # which signals do not make any longer (PEP 475)
             return
         since = self._clock() - (milliseconds or 0) / 1000
@@ -968,7 +968,7 @@ def _in_milliseconds(seconds: float) -> int:
     return math.ceil(min(seconds * 1000, _LONGEST_POLL))
 
 
-def _make_poll(sock: socket.socket, events: int) -> Callable[[int | None], list[tuple[int, int]]]:
+def _make_poll(sock: socket.socket, events: int) -> Callable[[float | None], list[tuple[int, int]]]:
     """Return a call that waits for any of the events, in milliseconds; poll, since select fails above 1023."""
     if sock.fileno() < 0:
         raise OSError(errno.EBADF, "the socket was closed meanwhile")
@@ -977,7 +977,7 @@ def _make_poll(sock: socket.socket, events: int) -> Callable[[int | None], list[
         poll.register(sock, events)
         return poll.poll
 
-    def wait(milliseconds: int | None) -> list[tuple[int, int]]:
+    def wait(milliseconds: float | None) -> list[tuple[int, int]]:
         readers, writers = [sock] if events & _READABLE else [], [sock] if events & _WRITABLE else []
         seconds = None if milliseconds is None else milliseconds / 1000
         readable, writable, _ = select.select(readers, writers, [], seconds)

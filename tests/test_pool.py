@@ -1050,13 +1050,13 @@ def test_probe_is_spared_for_connections_that_were_used_just_now(
     probes: list[int] = []
     pool = make_pool(scripted_server(default=ANSWERS), clock=clock, probe_after=5)
     finish(pool)
-    probe = Transport.staleness
+    probe = Transport.is_quiet
 
     def count(transport: Transport) -> Any:
         probes.append(1)
         return probe(transport)
 
-    monkeypatch.setattr(Transport, "staleness", count)
+    monkeypatch.setattr(Transport, "is_quiet", count)
     clock.now += 4.9
     finish(pool)
     assert len(probes) == 0
