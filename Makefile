@@ -21,11 +21,11 @@ ALONE := .venvs/bench-alone
 
 run := $(VENV)/bin/python -m
 
-.PHONY: help demo test lint unit test-all bench format clean FORCE
+.PHONY: help demo test lint unit test-all bench bench-guard format clean FORCE
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | while IFS='	' read -r target text; do \
-	    printf '  make %-10s %s\n' "$$target" "$$text"; done
+	    printf '  make %-12s %s\n' "$$target" "$$text"; done
 	@echo 'PYTHON=python3.12 chooses another interpreter; ARGS="--faults" passes options to the demo, ARGS="--quick" to the benchmarks.'
 
 demo: $(VENV)/ready-for-demo ## run a local API and a pool against it, with a live table and /metrics
@@ -65,6 +65,9 @@ test-all: lint ## the tests with every Python of VERSIONS that this machine has
 
 bench: $(VENV)/ready-for-bench $(ALONE)/ready ## measure this client and others against a bare socket
 	@$(run) benchmarks --alone $(ALONE)/bin/python $(ARGS)
+
+bench-guard: $(VENV)/ready-for-test ## count the instructions of the hot path, and compare them with those stored
+	@$(run) benchmarks.guard $(ARGS)
 
 format: $(VENV)/ready-for-test ## let ruff format the tree and mend what it can
 	$(run) ruff check --fix-only
