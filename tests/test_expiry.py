@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import random
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, Unpack
@@ -36,6 +35,7 @@ from pooledhttp.testing import (
     ServerFactory,
 )
 from pooledhttp.testing.peer import Peer
+from tests.waits import wait_until
 
 BOUND = 10.0
 PATIENT = Timeout(acquire=BOUND, connect=BOUND, read=BOUND, write=BOUND)
@@ -79,16 +79,6 @@ def make_pool(scripted_server: ServerFactory, audit: ResourceAudit, clock: Clock
             return pool
 
         yield make
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that no event tells, bounded."""
-    pause = threading.Event()
-    for _ in range(2000):
-        if is_so():
-            return
-        pause.wait(0.005)
-    raise AssertionError("it did not become so within 10 s")
 
 
 def counted(counts: Any) -> dict[str, int]:

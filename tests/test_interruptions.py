@@ -26,7 +26,6 @@ import socket
 import ssl
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -50,6 +49,7 @@ from pooledhttp import (
     lending,
 )
 from pooledhttp.testing import Peer, ResourceAudit, Respond, ScriptedServer, ServerFactory
+from tests.waits import wait_until
 
 BOUND: Final = 10.0
 PATIENT: Final = Timeout(acquire=BOUND, connect=BOUND, read=BOUND, write=BOUND)
@@ -194,15 +194,6 @@ def gauges(pool: ConnectionPool) -> tuple[int, int, int, int]:
     """Return how many are idle, leased, being opened and waiting."""
     stats = pool.stats()
     return stats.idle, stats.leased, stats.opening, stats.waiting
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that no event tells, bounded."""
-    pause = threading.Event()
-    end = time.monotonic() + BOUND
-    while not is_so():
-        assert time.monotonic() < end, "it did not become so"
-        pause.wait(0.0005)
 
 
 def check_sum(pool: ConnectionPool) -> None:

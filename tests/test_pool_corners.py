@@ -34,6 +34,7 @@ from pooledhttp.stats import CloseReason
 from pooledhttp.testing import ExpectHead, Repeat, ResourceAudit, Respond, ScriptedServer, ServerFactory, Stall
 from pooledhttp.timeouts import Deadline
 from pooledhttp.transport import Transport
+from tests.waits import wait_until
 
 BOUND = 10.0
 SOON = 3.0
@@ -103,15 +104,6 @@ def make_two(scripted_server: ServerFactory, audit: ResourceAudit) -> Iterator[M
 def threads(audit: ResourceAudit) -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8, thread_name_prefix="borrower") as executor:
         yield executor
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(2000):
-        if is_so():
-            return
-        pause.wait(0.005)
-    raise AssertionError("it did not become so within 10 s")
 
 
 def queue_up(threads: ThreadPoolExecutor, pool: ConnectionPool, work: Callable[[], T]) -> Future[T]:

@@ -67,6 +67,7 @@ from pooledhttp.testing import (
     Trickle,
 )
 from pooledhttp.transport import Transport
+from tests.waits import wait_until
 
 BOUND = 10.0
 PATIENT = Timeout(acquire=BOUND, connect=BOUND, read=BOUND, write=BOUND)
@@ -112,16 +113,6 @@ def make_pool(scripted_server: ServerFactory, audit: ResourceAudit) -> Iterator[
 def threads(audit: ResourceAudit) -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(16, thread_name_prefix="borrower") as executor:
         yield executor
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that no event tells, bounded."""
-    pause = threading.Event()
-    for _ in range(2000):
-        if is_so():
-            return
-        pause.wait(0.005)
-    raise AssertionError("it did not become so within 10 s")
 
 
 def queue_up(threads: ThreadPoolExecutor, pool: ConnectionPool, work: Callable[[], T]) -> Future[T]:
