@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _Default = TypeVar("_Default")
 _SECRET_FIELDS = {"set-cookie"}
+# How far ahead of what has arrived memory is reserved for a long body.
+_GROWTH = 8
 
 
 def read_head(transport: Transport, method: str, limits: Limits = DEFAULT_LIMITS) -> Head:
@@ -155,15 +157,58 @@ class Body:
         first = self.read_some(BODY_RECEIVE_BYTES)
         if self.is_complete:
             return first
-        # Memory grows with what arrives, never with what a length promises.
-        pieces = [first]
+        return self.read_behind(first, None)
+
+    def read_behind(self, first: bytes, limit: int | None) -> bytes:
+        """Return `first`, and behind it everything that is left, or what makes it `limit` bytes in all.
+
+        Raises:
+            IncompleteRead: The connection ended before the body did; `partial` holds what had come.
+            InvalidChunk: The chunk framing is broken.
+            OSError: The socket's own errors, timeouts among them.
+        """
+        left = self.left
+        if left is None:
+            return self._collect(first, limit)
+        due = left if limit is None else min(left, limit - len(first))
+        return self._fill(first, len(first) + due)
+
+    def _collect(self, first: bytes, limit: int | None) -> bytes:
+        """Return `first` and what follows, whose length nobody knows yet."""
+        gathered = io.BytesIO()
+        size = gathered.write(first)
         try:
-            while piece := self.read_some(BODY_RECEIVE_BYTES):
-                pieces.append(piece)
+            while piece := self.read_some(
+                BODY_RECEIVE_BYTES if limit is None else min(limit - size, BODY_RECEIVE_BYTES)
+            ):
+                size += gathered.write(piece)
         except IncompleteRead as fault:
-            fault.partial = b"".join(pieces)
+            fault.partial = gathered.getvalue()
             raise
-        return b"".join(pieces)
+        return gathered.getvalue()
+
+    def _fill(self, first: bytes, length: int) -> bytes:
+        """Return `first` and what follows, `length` bytes in all, received straight into what is returned."""
+        filled = len(first)
+        arrived: bytes | memoryview = first
+        while True:
+            # Memory grows with what arrives, never with what a length promises.
+            size = min(length, max(_GROWTH * filled, BODY_RECEIVE_BYTES))
+            # BytesIO lets us write into a bytes object before anybody else has it, and gives it away without a copy.
+            # bytes(size) is memory that the kernel provides page by page, when something is written there.
+            holder = io.BytesIO(bytes(size))
+            view = holder.getbuffer()
+            view[:filled] = arrived
+            try:
+                while filled < size:
+                    filled += self.read_into(view[filled : filled + BODY_RECEIVE_BYTES])
+            except IncompleteRead as fault:
+                fault.partial = bytes(view[:filled])
+                raise
+            if size == length:
+                view.release()
+                return holder.getvalue()
+            arrived = view
 
     def read_line(self, limit: int) -> bytes:
         """Return bytes up to and with the next newline, at most `limit` (-1: unbounded); none when complete."""
@@ -490,19 +535,13 @@ class HTTPResponse(io.BufferedIOBase):
             piece = body.read_some(amt)
             if len(piece) == amt or not piece:
                 return piece
-            return self._gather(body, piece, amt)
-
-    def _gather(self, body: Body, first: bytes, amt: int) -> bytes:
-        pieces = [first]
-        missing = amt - len(first)
-        try:
-            while missing and (piece := body.read_some(missing)):
-                pieces.append(piece)
-                missing -= len(piece)
-        except IncompleteRead as fault:
-            # What did arrive is delivered; the next read raises.
-            self._broke(body, fault)
-        return b"".join(pieces)
+            try:
+                return body.read_behind(piece, amt)
+            except IncompleteRead as fault:
+                # What did arrive is delivered; the next read raises.
+                arrived, fault.partial = fault.partial, b""
+                self._broke(body, fault)
+                return arrived
 
     def read1(self, n: int = -1) -> bytes:
         """Read at most `n` bytes with at most one receive; ``-1`` leaves the amount to us."""

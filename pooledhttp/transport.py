@@ -594,8 +594,8 @@ class Transport:
         return piece
 
     def take_into(self, view: memoryview) -> int:
-        """Fill a writable view with at least one byte, straight from the socket; 0 at the peer's end."""
-        if self.buffer:
+        """Fill a writable view with at least one byte, a long one straight from the socket; 0 at the peer's end."""
+        if self.buffer or len(view) < RECEIVE_BYTES:
             piece = self.take(len(view))
             view[: len(piece)] = piece
             return len(piece)
