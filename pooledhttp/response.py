@@ -17,7 +17,7 @@ from http.client import HTTPMessage
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from .errors import IncompleteRead, InvalidChunk, InvalidResponse, ResponseNotReady
-from .transport import BODY_RECEIVE_BYTES, ForeignSocket, Transport, transport_for
+from .transport import BODY_RECEIVE_BYTES, RECEIVE_BYTES, ForeignSocket, Transport, transport_for
 from .wire import DEFAULT_LIMITS, Head, Limits, parse_chunk_line, parse_head, parse_trailer
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _Default = TypeVar("_Default")
 _SECRET_FIELDS = {"set-cookie"}
-# How far ahead of what has arrived memory is reserved for a long body.
-_GROWTH = 8
+# The most memory that is reserved for a body, as a multiple of what has arrived of it.
+_RESERVED_AHEAD = 32
 
 
 def read_head(transport: Transport, method: str, limits: Limits = DEFAULT_LIMITS) -> Head:
@@ -169,31 +169,34 @@ class Body:
         """
         left = self.left
         if left is None:
-            return self._collect(first, limit)
+            return self._gather(first, limit)
         due = left if limit is None else min(left, limit - len(first))
         return self._fill(first, len(first) + due)
 
-    def _collect(self, first: bytes, limit: int | None) -> bytes:
+    def _gather(self, first: bytes, limit: int | None) -> bytes:
         """Return `first` and what follows, whose length nobody knows yet."""
-        gathered = io.BytesIO()
-        size = gathered.write(first)
+        pieces = [first]
+        missing = BODY_RECEIVE_BYTES if limit is None else limit - len(first)
         try:
-            while piece := self.read_some(
-                BODY_RECEIVE_BYTES if limit is None else min(limit - size, BODY_RECEIVE_BYTES)
-            ):
-                size += gathered.write(piece)
+            while piece := self.read_some(min(missing, BODY_RECEIVE_BYTES)):
+                pieces.append(piece)
+                if limit is not None:
+                    missing -= len(piece)
         except IncompleteRead as fault:
-            fault.partial = gathered.getvalue()
+            fault.partial = b"".join(pieces)
             raise
-        return gathered.getvalue()
+        return b"".join(pieces)
 
     def _fill(self, first: bytes, length: int) -> bytes:
         """Return `first` and what follows, `length` bytes in all, received straight into what is returned."""
         filled = len(first)
         arrived: bytes | memoryview = first
         while True:
-            # Memory grows with what arrives, never with what a length promises.
-            size = min(length, max(_GROWTH * filled, BODY_RECEIVE_BYTES))
+            # Memory grows with what arrives, never with what a length promises; in equal steps back from the end, so
+            # that no large part is copied shortly before it.
+            size = length
+            while size > max(_RESERVED_AHEAD * filled, RECEIVE_BYTES):
+                size = size // _RESERVED_AHEAD + 1
             # BytesIO lets us write into a bytes object before anybody else has it, and gives it away without a copy.
             # bytes(size) is memory that the kernel provides page by page, when something is written there.
             holder = io.BytesIO(bytes(size))
@@ -201,7 +204,7 @@ class Body:
             view[:filled] = arrived
             try:
                 while filled < size:
-                    filled += self.read_into(view[filled : filled + BODY_RECEIVE_BYTES])
+                    filled += self.read_into(view[filled:])
             except IncompleteRead as fault:
                 fault.partial = bytes(view[:filled])
                 raise
