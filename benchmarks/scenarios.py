@@ -611,6 +611,7 @@ def _importing(setting: Setting) -> Outcome:
         if client.group is Group.PEER and setting.wants(client):
             modules.setdefault(client.distribution or client.name, (client.module, Group.PEER))
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in modules}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with pinned(cores().client):
         for number in range(max(setting.rounds, 3) * 2 + 1):
             for name, (module, _) in modules.items():
@@ -624,6 +625,7 @@ def _importing(setting: Setting) -> Outcome:
                     text=True,
                     check=False,
                     timeout=_START_SECONDS,
+                    env=environment,
                 )
                 passed = _children_seconds() - cpu, time.perf_counter() - wall
                 if done.returncode:

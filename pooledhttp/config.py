@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, TypedDict, cast
 
 from .dial import SocketOption
 from .errors import InvalidURL
+from .frozen import Frozen
 from .origin import SourceAddress, check_source_address, split_host_port
 from .retry import Retry
 from .timeouts import Clock, Timeout, check_seconds, monotonic
@@ -55,8 +56,7 @@ class PoolOptions(TypedDict, total=False):
     clock: Clock
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolConfig:
+class PoolConfig(Frozen):
     """The settings of a pool; keyword-only, checked, and never changed afterwards.
 
     Attributes:
@@ -101,7 +101,7 @@ class PoolConfig:
 
     maxsize: int = 10
     max_waiters: int | None = None
-    timeout: Timeout | float = field(default_factory=Timeout)
+    timeout: Timeout | float = Timeout()
     idle_timeout: float | None = 60.0
     max_age: float | None = 300.0
     max_requests: int | None = None
@@ -113,8 +113,8 @@ class PoolConfig:
     leak_after: float | None = None
     expect_continue_timeout: float = 1.0
     source_address: SourceAddress | tuple[SourceAddress, ...] | None = None
-    proxy: str | None = field(default=None, repr=False)
-    proxy_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    proxy: str | None = None
+    proxy_headers: Mapping[str, str] = MappingProxyType({})
     ssl_context: ssl.SSLContext | None = None
     server_hostname: str | None = None
     socket_options: tuple[SocketOption, ...] = ()
@@ -123,6 +123,8 @@ class PoolConfig:
     name: str | None = None
     registry: MetricsRegistry | Literal["default"] | None = DEFAULT_REGISTRY
     clock: Clock = monotonic
+
+    _unshown = frozenset({"proxy", "proxy_headers"})  # they may hold credentials
 
     def __post_init__(self) -> None:
         check_maxsize(self.maxsize)
@@ -152,7 +154,7 @@ class PoolConfig:
         if not isinstance(self.proxy_headers, Mapping):
             raise TypeError(f"proxy_headers must be a mapping, not {type(self.proxy_headers).__name__}")
         # A copy: what the caller does with his own later must not give later tunnels other credentials.
-        object.__setattr__(self, "proxy_headers", dict(self.proxy_headers))
+        vars(self)["proxy_headers"] = dict(self.proxy_headers)
         for name, value in self.proxy_headers.items():
             check_field(name, value)
         _check_server_hostname(self.server_hostname)

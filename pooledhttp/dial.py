@@ -19,11 +19,11 @@ import ssl
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from . import forking
 from .errors import SourcePortsExhausted
+from .frozen import Frozen
 from .origin import SourceAddress
 from .timeouts import ConnectDeadline, is_wake_up
 
@@ -44,8 +44,7 @@ SocketOption = tuple[int, int, int] | tuple[int, int, bytes]
 _Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Dialer:
+class Dialer(Frozen):
     """How to reach one origin (or the proxy in front of it).
 
     Attributes:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import linecache
 import sys
 import threading
 import time
@@ -44,6 +43,8 @@ def call_stack() -> Stack:
 
 def render(stack: Stack) -> str:
     """Return a stack as text, the innermost frame last, as in a traceback; our own frames are left out."""
+    import linecache  # here, for the few who forget a lease
+
     lines = []
     for code, offset in reversed(stack):
         if code.co_filename.startswith(_OUR_FOLDER):

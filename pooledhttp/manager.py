@@ -11,7 +11,6 @@ import re
 import ssl
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self, TypedDict
 
 from . import forking
@@ -194,13 +193,13 @@ class PoolManager:
         if surplus := route.keys() - Route.__annotations__.keys():
             raise TypeError(f"{', '.join(sorted(surplus))}: not among the settings that may differ from pool to pool")
         scheme, authority, _ = split_url(url)
-        return self._find(scheme, authority, replace(self.config, **route))
+        return self._find(scheme, authority, self.config.replace(**route))
 
     def _reroute(self, pool: ConnectionPool) -> ConnectionPool:
         """Return the pool that takes the place of one that was evicted between the look-up and the acquire."""
         if self._is_closed:
             raise PoolClosed("the pool manager is closed") from None
-        config = replace(pool.config, maxsize=self.config.maxsize)  # that of today
+        config = pool.config.replace(maxsize=self.config.maxsize)  # that of today
         return self._find(pool.scheme, pool.origin.partition("://")[2], config)
 
     def _route(self, url: str) -> tuple[ConnectionPool, str]:
@@ -301,7 +300,7 @@ class PoolManager:
             TypeError, ValueError: It is not a positive int.
         """
         check_maxsize(maxsize)
-        self.config = replace(self.config, maxsize=maxsize)
+        self.config = self.config.replace(maxsize=maxsize)
         for pool in self.pools():
             pool.resize(maxsize)
 

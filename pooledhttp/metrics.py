@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
@@ -263,7 +263,7 @@ class _Watched:
         # Its idle connections died with it, and those on lease are no pool's any more.
         closed = dict(stats.closed)
         closed[CloseReason.POOL_CLOSED] += max(stats.opened - sum(closed.values()), 0)
-        return replace(stats, acquires=acquires, closed=closed)
+        return stats.replace(acquires=acquires, closed=closed)
 
 
 class PoolCollector(Collector):
@@ -337,13 +337,13 @@ class PoolCollector(Collector):
         except Exception:  # noqa: BLE001  # a pool may have its user's clock; one that fails must not blind the others
             stats = freeze(watched.tally, name=watched.label)
         if pool.is_closed:
-            stats = replace(stats, maxsize=0)
+            stats = stats.replace(maxsize=0)
         # This counter holds leases under way.  One that is interrupted while it begins ends up in another outcome.
         reused = stats.acquires[AcquireOutcome.REUSED]
         with self._lock:
             watched.reused = shown = max(reused, watched.reused)
         if shown > reused:
-            stats = replace(stats, acquires={**stats.acquires, AcquireOutcome.REUSED: shown})
+            stats = stats.replace(acquires={**stats.acquires, AcquireOutcome.REUSED: shown})
         return stats
 
     def _retire(self, gone: Iterable[_Watched]) -> None:

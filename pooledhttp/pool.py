@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -419,7 +418,7 @@ class ConnectionPool(Upkeep):
             # Zero bounds the waiting alone: opening a connection takes time, and has its own limit.
             what = f"acquiring a connection to {self.origin}"
             deadline = Deadline(timeout, what=what, clock=self._clock, since=now, phase="acquire")
-            timeouts = self._timeouts if timeout else replace(self._timeouts, acquire=0)
+            timeouts = self._timeouts if timeout else self._timeouts.replace(acquire=0)
             conn = self._acquire(now, timeouts, deadline if timeout else None)
             try:
                 conn._lend(None, self._timeouts)

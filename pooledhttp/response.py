@@ -9,14 +9,13 @@ object, and `Response`, the finished result of `ConnectionPool.request`.
 from __future__ import annotations
 
 import io
-import json
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from http.client import HTTPMessage
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from .errors import IncompleteRead, InvalidChunk, InvalidResponse, ResponseNotReady
+from .frozen import Frozen
 from .transport import BODY_RECEIVE_BYTES, RECEIVE_BYTES, ForeignSocket, Transport, transport_for
 from .wire import DEFAULT_LIMITS, Head, Limits, parse_chunk_line, parse_head, parse_trailer
 
@@ -693,8 +692,7 @@ class _Guard:
             self._response._ended(self._body)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FailedAttempt:
+class FailedAttempt(Frozen):
     """An attempt that failed and was followed by another, see `Retry`.
 
     Attributes:
@@ -813,6 +811,8 @@ class Response:
         Raises:
             ValueError: It is not JSON.
         """
+        import json  # here, since not every caller wants it
+
         return json.loads(self.data)
 
     def __repr__(self) -> str:

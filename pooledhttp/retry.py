@@ -23,7 +23,6 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from datetime import UTC
 from typing import Final, Literal, TypeVar
 
@@ -40,6 +39,7 @@ from .errors import (
     TunnelError,
     WriteTimeout,
 )
+from .frozen import Frozen
 from .request import PreparedRequest
 from .response import FailedAttempt
 from .stats import RetryReason, RetryRefusal
@@ -83,8 +83,7 @@ def is_late_timeout(prepared: PreparedRequest, status: int, *, was_reused: bool,
 WINDOW: Final = 10
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retry:
+class Retry(Frozen):
     """When and how often a call is tried again; off unless `PoolConfig.retry` or a call's `retry=` asks for it.
 
     Tried again is what could not be connected (any request: nothing was sent), and what met a dead connection, a
@@ -139,12 +138,12 @@ class Retry:
         statuses = _frozen("statuses", self.statuses, int)
         if not all(400 <= status <= 599 for status in statuses):
             raise ValueError(f"Retry.statuses must be between 400 and 599, not {self.statuses!r}")
-        object.__setattr__(self, "statuses", statuses)
+        vars(self)["statuses"] = statuses
         if self.methods is not None:
             methods = _frozen("methods", self.methods, str)
             if not all(method.isupper() for method in methods):
                 raise ValueError(f"Retry.methods must be in upper case, as on the wire, not {self.methods!r}")
-            object.__setattr__(self, "methods", methods)
+            vars(self)["methods"] = methods
 
     def may_repeat(self, prepared: PreparedRequest) -> bool:
         """Tell whether a request may be sent again although a server may have received it."""

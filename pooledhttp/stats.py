@@ -10,10 +10,11 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+from .frozen import Frozen
 
 _Kind = TypeVar("_Kind", bound=str)
 
@@ -161,8 +162,7 @@ class Histogram:
         self.sum += other.sum
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HistogramStats:
+class HistogramStats(Frozen):
     """A frozen histogram.
 
     Attributes:
@@ -273,8 +273,7 @@ class Tally:
         self.unwaited = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolStats:
+class PoolStats(Frozen):
     """The numbers of one pool at one moment; gauges first, then counters since the pool was made.
 
     Attributes:
@@ -333,7 +332,7 @@ class PoolStats:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the numbers, for instance to another process; a read-only view cannot be, so copies go along."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = self.as_dict()
         return _stats_of, ({name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()},)
 
     def __add__(self, other: PoolStats) -> PoolStats:

@@ -7,15 +7,14 @@ monotonic clock counts, so setting the wall clock changes nothing.
 
 from __future__ import annotations
 
-import dis
 import errno
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from .errors import ConnectTimeout, TotalTimeout
+from .frozen import Frozen
 
 Clock = Callable[[], float]
 
@@ -62,7 +61,6 @@ _TIMER_NUMBERS: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _TIMER_WORDS: Final = frozenset(
     {"timed out", *(f"The {step} operation timed out" for step in ("read", "write", "handshake"))}
 )
-_RAISE: Final = dis.opmap["RAISE_VARARGS"]
 _WRITTEN_IN_PYTHON: Final = frozenset({__package__, "gevent", "eventlet"})  # so are our timers, and theirs
 
 
@@ -76,16 +74,17 @@ def is_wake_up(fault: BaseException) -> bool:
         return fault.errno in _TIMER_NUMBERS
     if type(fault) is not TimeoutError or str(fault) not in _TIMER_WORDS:
         return False
+    from opcode import opmap  # here, for the few who get as far as this
+
     trace = fault.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or trace.tb_frame.f_code.co_code[trace.tb_lasti] != _RAISE:
+    if trace is None or trace.tb_frame.f_code.co_code[trace.tb_lasti] != opmap["RAISE_VARARGS"]:
         return True  # by C
     return str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in _WRITTEN_IN_PYTHON
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timeout:
+class Timeout(Frozen):
     """How long each part of a call may take, in seconds; ``None`` is unbounded.
 
     Attributes:

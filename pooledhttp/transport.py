@@ -21,7 +21,6 @@ import io
 import math
 import os
 import select
-import signal
 import socket
 import ssl
 import struct
@@ -951,6 +950,8 @@ def _can_use_kernel_timers(sock: socket.socket) -> bool:
         return False  # signals are handled here, and each one restarts a kernel's timer (PEP 475)
     if not _HAS_KERNEL_TIMERS or type(sock) is not socket.socket or type(sock).__module__ != "socket":
         return False  # TLS, gevent, eventlet: they wait by other means
+    import signal  # here, since it is slow to import, and threads alone get here
+
     # A profiler's interval timer signals more often than the heartbeat and would restart each wait for ever.
     return not any(
         signal.getitimer(which)[0] for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)

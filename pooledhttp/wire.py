@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from http.client import HTTPMessage
 from typing import Final
 
 from .errors import BadStatusLine, InvalidChunk, InvalidResponse, InvalidURL, LineTooLong
+from .frozen import Frozen
 
 FieldValue = str | bytes | int
 Fields = Sequence[tuple[str | bytes, FieldValue]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class Limits(Frozen):
     """How much a peer may send before the body counts as an attack; exceeding one is an `HTTPException`.
 
     Attributes:
@@ -42,8 +41,7 @@ class Limits:
     chunk_extension_bytes: int = 65536
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value = getattr(self, name)
+        for name, value in self.as_dict().items():
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"Limits.{name} must be an int, not {value!r}")
             if value < 1:

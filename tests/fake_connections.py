@@ -200,7 +200,6 @@ class Origin:
             far.close()
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlayedDialer(Dialer):
     """Reaches an `Origin`."""
 

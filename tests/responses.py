@@ -526,7 +526,6 @@ class PlayedOrigin:
             sock.other_end.close()
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlayedDialer(Dialer):
     """Reaches a `PlayedOrigin`."""
 

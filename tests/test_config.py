@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import socket
 import ssl
@@ -27,7 +26,7 @@ makers = pytest.mark.parametrize("maker", MAKERS)
 
 def test_defaults_are_the_documented_ones() -> None:
     config = PoolConfig()
-    assert {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} == {
+    assert config.as_dict() == {
         "maxsize": 10,
         "max_waiters": None,
         "leak_after": None,
@@ -56,7 +55,7 @@ def test_defaults_are_the_documented_ones() -> None:
 
 
 def test_keywords_of_the_signatures_are_the_fields() -> None:
-    assert set(PoolOptions.__annotations__) == {field.name for field in dataclasses.fields(PoolConfig)}
+    assert set(PoolOptions.__annotations__) == set(PoolConfig().as_dict())
 
 
 GOOD: list[tuple[str, object]] = [
@@ -224,7 +223,7 @@ def test_config_takes_keywords_only() -> None:
 
 def test_config_cannot_be_changed() -> None:
     config = PoolConfig()
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         config.maxsize = 5  # type: ignore[misc]  # it is what the test is about
 
 

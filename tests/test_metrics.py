@@ -1210,7 +1210,7 @@ SHOWN_AS = {
 
 
 def test_every_number_of_a_pool_is_shown_as_it_is(shop: Shop, registry: CollectorRegistry, clock: Clock) -> None:
-    assert SHOWN_AS.keys() | {"name"} == {field.name for field in dataclasses.fields(PoolStats)}
+    assert SHOWN_AS.keys() | {"name"} == PoolStats.__annotations__.keys()
     pool = shop.pool_to([*ANSWER, ExpectHead(), Close()], maxsize=7)
     for _ in range(2):
         pool.request("GET", "/")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import functools
 import http.client
@@ -168,7 +167,7 @@ def test_408_to_a_request_that_must_not_be_sent_twice_is_its_answer(prepared: Pr
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    assert {field.name: getattr(Retry(), field.name) for field in dataclasses.fields(Retry)} == {
+    assert Retry().as_dict() == {
         "attempts": 3,
         "backoff": 0.1,
         "backoff_max": 5.0,
@@ -215,7 +214,7 @@ def test_setting_that_makes_no_sense_is_refused_by_name(name: str, value: Any, e
 
 
 def test_retry_is_frozen_and_takes_keywords_alone() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         Retry().attempts = 5  # type: ignore[misc]  # it is what the test is about
     with pytest.raises(TypeError):
         Retry(5)  # type: ignore[call-arg]  # it is what the test is about

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dataclasses
 import datetime as dt
 import functools
 import gc
@@ -1101,7 +1100,7 @@ def other_value(setting: str, value: object) -> Any:
 
 
 @listed
-@pytest.mark.parametrize("setting", [field.name for field in dataclasses.fields(PoolConfig)])
+@pytest.mark.parametrize("setting", [*PoolConfig().as_dict()])
 def test_cve_2022_27782_pools_that_differ_in_one_setting_never_share_a_connection(
     setting: str, scripted_server: ServerFactory, tmp_path: Path, audit: ResourceAudit
 ) -> None:
@@ -1129,7 +1128,7 @@ def test_cve_2022_27782_pools_that_differ_in_one_setting_never_share_a_connectio
         for manager in (first, second, first, second):
             assert manager.request("GET", f"{server.url}/mine").data == b"/mine"
         assert first.pool(server.url) is not second.pool(server.url)
-        with pytest.raises(dataclasses.FrozenInstanceError):
+        with pytest.raises(AttributeError):
             setattr(first.config, setting, other)
     if other_server is server:
         assert server.accepted == 2
@@ -1675,7 +1674,7 @@ def test_cve_2026_6253_proxies_of_the_environment_are_not_used(
 @listed
 def test_cve_2026_7168_there_is_no_way_yet_to_ask_for_the_proxies_of_the_environment() -> None:
     # With `trust_env` there comes NO_PROXY: leading dot, port, IPv6, CIDR, case and root dot need their tests then.
-    settings_of_today = {field.name for field in dataclasses.fields(PoolConfig)}
+    settings_of_today = set(PoolConfig().as_dict())
     assert not [name for name in settings_of_today if "env" in name]
     assert "trust_env" not in inspect.signature(PoolManager).parameters
 

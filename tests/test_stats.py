@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 from enum import StrEnum
 
@@ -91,7 +90,7 @@ def test_frozen_histogram_does_not_change_any_more() -> None:
     frozen = histogram.freeze()
     histogram.observe(1.5)
     assert (frozen.bounds, frozen.counts, frozen.sum, frozen.count) == (BOUNDS, (0, 1, 0, 0), 1.5, 1)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         frozen.sum = 5.0  # type: ignore[misc]  # it is what the test is about
 
 
@@ -170,7 +169,7 @@ def test_frozen_tally_does_not_change_any_more() -> None:
     assert (stats.closed["idle"], stats.opened, stats.use.count) == (0, 0, 0)
     with pytest.raises(TypeError):
         stats.closed["idle"] = 5  # type: ignore[index]  # it is what the test is about
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         stats.opened = 5  # type: ignore[misc]  # it is what the test is about
 
 
@@ -231,7 +230,7 @@ def test_stats_go_to_another_process_and_stay_read_only() -> None:
 
 def test_no_field_of_the_stats_is_left_out_of_a_sum() -> None:
     summed = {*KINDS, *COUNTERS, *GAUGES, *HISTOGRAMS}
-    assert {field.name for field in dataclasses.fields(PoolStats)} == summed | {"name", "oldest_lease_seconds"}
+    assert set(PoolStats.__annotations__) == summed | {"name", "oldest_lease_seconds"}
 
 
 @pytest.mark.parametrize("status", range(100, 1000))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from decimal import Decimal
@@ -77,7 +76,7 @@ def test_part_of_a_timeout_that_is_no_number_is_refused(part: str, value: object
 
 def test_timeout_cannot_be_changed() -> None:
     timeout = Timeout()
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         timeout.read = 1.0  # type: ignore[misc]  # it is what the test is about
 
 
