@@ -9,7 +9,7 @@ A caller that finds neither an idle connection nor a free slot queues; whoever g
 it to the oldest waiter.  So while anybody waits, nothing is idle and no slot is free.
 
 The pool keeps a strong reference to a connection only while it is idle.  One that a borrower drops is collected; its
-`Entry`, a weak reference, then lands in a deque, and the next one to hold the lock frees the slot.  So do claims and
+`Entry`, a weak reference, then lands in a list, and the next one to hold the lock frees the slot.  So do claims and
 dials, which their caller's frame keeps alive.
 
 Any line may be interrupted: by a signal, by a greenlet's timeout, for want of memory.  So a move that is cut in half is
@@ -43,6 +43,13 @@ _INFINITE: Final = float("inf")
 class Ledger:
     """The state of a pool and its moves; see `ConnectionPool` for the arguments."""
 
+    # Many origins make many pools.  What a subclass or a test adds goes into `__dict__`, which costs nothing till then.
+    __slots__ = ("__dict__", "__weakref__", "_are_kept", "_capacity", "_clock", "_constant_fields", "_expiry", "_idle",
+                 "_is_closed", "_is_unlimited", "_is_watched", "_last_connect_error", "_last_used", "_late",
+                 "_leak_after", "_leased", "_lock", "_lost", "_opener", "_opening", "_probe_after", "_tally",
+                 "_timeouts", "_waiters", "config", "host", "maxsize", "name", "origin", "port", "reference",
+                 "scheme")  # fmt: skip
+
     def __init__(self, host: str, port: int | None, scheme: str, config: PoolConfig) -> None:
         self.config = config
         self._opener = opener = Opener(host, port, scheme, config)
@@ -65,7 +72,7 @@ class Ledger:
         self._idle: deque[Entry] = deque()  # newest at the right
         self._leased: set[Entry] = set()
         self._opening: weakref.WeakSet[Dial] = weakref.WeakSet()
-        self._lost: deque[Lost] = deque()  # filled by the garbage collector, without the lock
+        self._lost: list[Lost] = []  # filled by the garbage collector, without the lock
         self._waiters = Queue(self._lost)  # oldest at the left; they hold no slot
         self._late = Queue(self._lost)  # oldest at the left; each waits for its own dial, or what comes before it
         self._is_closed = False
@@ -388,7 +395,7 @@ class Ledger:
                     self._tally.use.observe(now - entry.leased_at)
                     if entry.is_reused and entry.is_lent:
                         self._tally.acquires[AcquireOutcome.REUSED] += 1
-            self._lost.popleft()
+            del self._lost[0]
         self._serve_locked(now)
 
     # --- who holds what ---------------------------------------------------------------------------------
@@ -424,7 +431,7 @@ class Ledger:
         self._idle.clear()
         self._leased.clear()
         self._opening.clear()
-        self._lost = deque()  # a new one: what is collected from now on of the parent's is not ours to count
+        self._lost = []  # a new one: what is collected from now on of the parent's is not ours to count
         self._waiters, self._late = Queue(self._lost), Queue(self._lost)
         self._tally.reset()
         self._last_connect_error = None

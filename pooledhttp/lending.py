@@ -61,6 +61,8 @@ _pools: weakref.WeakSet[Lender] = weakref.WeakSet()
 class Lender(Ledger):
     """What a `ConnectionPool` does for one lease; see there for the arguments."""
 
+    __slots__ = ()
+
     def __init__(self, host: str, port: int | None, scheme: str, config: PoolConfig) -> None:
         super().__init__(host, port, scheme, config)
         _pools.add(self)
@@ -614,6 +616,8 @@ class Lender(Ledger):
             for name in _BORROWERS_OWN:
                 attributes.pop(name, None)
             attributes.update({name: given[name] for name in _BORROWERS_OWN & given.keys()})
+            if attributes != given:
+                return False
         is_ours = (
             transport is not None
             and transport is conn._opened_transport  # else sock was assigned
@@ -621,7 +625,6 @@ class Lender(Ledger):
             and conn._tunnel_wanted is conn._tunnel_opened is entry.tunnel
             and conn._constant_fields is self._constant_fields  # else host or port was changed
             and conn.blocksize == BLOCKSIZE
-            and attributes == given
         )
         if transport is None or not is_ours:
             return False

@@ -47,6 +47,8 @@ class ConnectionPool(Upkeep):
         TypeError, ValueError: A setting is; see `PoolConfig`.
     """
 
+    __slots__ = ("_budget", "_pause", "_retry")
+
     def __init__(
         self,
         host: str,

@@ -1,7 +1,7 @@
 """What a pool writes down: the `Entry` of a connection, the `Claim` of a caller, the `Dial` of a connection to come.
 
 None of them has a lock or does I/O; each is guarded by the lock of the pool that made it.  An entry is also the weak
-reference that tells when a borrower lost its connection: it lands in a deque of the pool, from inside the garbage
+reference that tells when a borrower lost its connection: it lands in a list of the pool, from inside the garbage
 collector and without a lock, and the next one to hold the pool's lock frees the slot.  A claim and its dial belong to
 their caller's frame in the same way, and the pool refers to them weakly: whatever ends that frame frees the slot.
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 from threading import Thread, current_thread
@@ -42,7 +41,7 @@ class Entry(weakref.ref[HTTPConnection]):
                  "tunnel")  # fmt: skip
 
     def __new__(
-        cls, conn: HTTPConnection, lost: deque[Lost], _now: float, _expires_at: float, _idle_limit: float
+        cls, conn: HTTPConnection, lost: list[Lost], _now: float, _expires_at: float, _idle_limit: float
     ) -> Self:
         """Make the reference; `weakref.ref` takes its callback here."""
         # It runs inside the garbage collector, at any moment and in any thread: no lock, no I/O, and not even a line of
@@ -50,7 +49,7 @@ class Entry(weakref.ref[HTTPConnection]):
         return super().__new__(cls, conn, lost.append)
 
     def __init__(
-        self, conn: HTTPConnection, lost: deque[Lost], now: float, expires_at: float, idle_limit: float
+        self, conn: HTTPConnection, lost: list[Lost], now: float, expires_at: float, idle_limit: float
     ) -> None:
         super().__init__(conn, lost.append)  # type: ignore[call-arg]  # typeshed has only ref.__new__
         self.conn: HTTPConnection | None = None  # only while idle
@@ -71,7 +70,7 @@ class Entry(weakref.ref[HTTPConnection]):
         self.is_lent = False  # the borrower has it; before that, a reused one may still turn out stale
         self.stack: Stack | None = None  # where the borrower acquired it, if that is noted
         self.is_overdue = False  # this lease has been reported for lasting too long
-        hash(self)  # kept from now on: of a dead reference, which the deque may hold, it cannot be had any more
+        hash(self)  # kept from now on: of a dead reference, which the list may hold, it cannot be had any more
 
 
 class Grant(Enum):
@@ -129,14 +128,16 @@ class Ended:
 Lost = Entry | weakref.ref[Claim] | Ended
 
 
-class Queue(deque[Any]):
+class Queue(list[Any]):
     """Claims in the order of their coming.  It holds them weakly: that their caller is gone shows as with a connection.
 
     Args:
         lost: Where to put the reference to a claim that was collected while it stood here.
     """
 
-    def __init__(self, lost: deque[Lost]) -> None:
+    __slots__ = ("_lost",)
+
+    def __init__(self, lost: list[Lost]) -> None:
         super().__init__()
         self._lost = lost
 
@@ -156,7 +157,7 @@ class Queue(deque[Any]):
             claim: Claim | None = self[0]()
             if claim is not None and claim.given is None:
                 return claim
-            self.popleft()
+            del self[0]
         return None
 
     def take_out(self, claim: Claim) -> bool:

@@ -21,7 +21,6 @@ import random
 import socket
 import ssl
 import threading
-from collections import deque
 from collections.abc import Callable, Collection
 from datetime import UTC
 from typing import Final, Literal, TypeVar
@@ -370,7 +369,7 @@ class Budget:
         self._lock = threading.Lock()
         self._calls = 0
         self._retries = 0
-        self._seconds: deque[list[int]] = deque()  # [second, calls, retries], the newest at the right
+        self._seconds: list[list[int]] = []  # [second, calls, retries], the newest at the right
 
     def note_call(self, now: float) -> None:
         """Count a call that begins now."""
@@ -402,7 +401,7 @@ class Budget:
         if seconds and second <= seconds[-1][0]:
             return seconds[-1]  # threads read the clock before they get the lock
         while seconds and seconds[0][0] <= second - WINDOW:
-            _, calls, retries = seconds.popleft()
+            _, calls, retries = seconds.pop(0)
             self._calls -= calls
             self._retries -= retries
         seconds.append([second, 0, 0])

@@ -22,6 +22,8 @@ _INFINITE: Final = float("inf")
 class Upkeep(Lender):
     """What a `ConnectionPool` does as a whole; see there for the arguments."""
 
+    __slots__ = ()
+
     def stats(self) -> PoolStats:
         """Return the pool's numbers at this moment, frozen."""
         now = self._clock()

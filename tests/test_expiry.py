@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import random
 import socket
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, Unpack
 
@@ -115,7 +114,7 @@ def expiry(**options: Unpack[PoolOptions]) -> Expiry:
 
 
 def entry_of(conn: HTTPConnection, *, expires_at: float = float("inf"), idle_limit: float = 60.0) -> Entry:
-    return Entry(conn, deque(), 1000.0, expires_at, idle_limit)
+    return Entry(conn, [], 1000.0, expires_at, idle_limit)
 
 
 @pytest.mark.parametrize(("age", "limit"), [
