@@ -145,7 +145,9 @@ class Transport:
         self._is_tls = isinstance(sock, ssl.SSLSocket)
         if self._is_tls:
             # It sends all or, when time is up, does not tell how much: so a record at a time.
-            self._send = lambda data: sock.send(memoryview(data)[:_RECORD_BYTES])
+            self._send = lambda data: sock.send(
+                data if len(data) <= _RECORD_BYTES else memoryview(data)[:_RECORD_BYTES]
+            )
         self._poll: Callable[[float | None], list[tuple[int, int]]] | None = None
         self._waits: dict[bool, Callable[[float | None], list[tuple[int, int]]]] = {}
         self._held: io.RawIOBase | None = None
