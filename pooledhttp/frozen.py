@@ -30,7 +30,9 @@ class Frozen:
         cls._names = tuple(dict.fromkeys((*cls._names, *names)))
         cls._defaults = {**cls._defaults, **{name: vars(cls)[name] for name in names if name in vars(cls)}}
 
-    def __init__(self, **values: Any) -> None:  # noqa: ANN401  # the subclasses say of which types
+    def __init__(self, *misplaced: object, **values: Any) -> None:  # noqa: ANN401  # subclasses say of which types
+        if misplaced:
+            raise TypeError(f"{type(self).__name__}() takes keywords only: {', '.join(self._names)}")
         chosen = {**self._defaults, **values}
         if len(chosen) != len(self._names) or chosen.keys() - self._names:
             raise self._misuse(chosen)

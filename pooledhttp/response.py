@@ -124,7 +124,8 @@ class Body:
         if self._head.chunked:
             if self._chunk_left <= 0 and not self._begin_chunk():
                 return 0
-            count = self._transport.take_into(view[: self._chunk_left])
+            with view[: self._chunk_left] as part:
+                count = self._transport.take_into(part)
             if not count:
                 raise self._truncated(self._chunk_left)
             self._chunk_left -= count
@@ -135,7 +136,8 @@ class Body:
             if not count:
                 self._end_with_connection()
             return count
-        count = self._transport.take_into(view[:left])
+        with view[:left] as part:
+            count = self._transport.take_into(part)
         if not count:
             raise self._truncated(left)
         self.left = left - count
@@ -189,7 +191,7 @@ class Body:
     def _fill(self, first: bytes, length: int) -> bytes:
         """Return `first` and what follows, `length` bytes in all, received straight into what is returned."""
         filled = len(first)
-        arrived: bytes | memoryview = first
+        arrived = first
         while True:
             # Memory grows with what arrives, never with what a length promises; in equal steps back from the end, so
             # that no large part is copied shortly before it.
@@ -199,18 +201,24 @@ class Body:
             # BytesIO lets us write into a bytes object before anybody else has it, and gives it away without a copy.
             # bytes(size) is memory that the kernel provides page by page, when something is written there.
             holder = io.BytesIO(bytes(size))
-            view = holder.getbuffer()
-            view[:filled] = arrived
-            try:
-                while filled < size:
-                    filled += self.read_into(view[filled:])
-            except IncompleteRead as fault:
-                fault.partial = bytes(view[:filled])
-                raise
+            # Views are let go of even by an error, whose traceback would keep them: while there is one, BytesIO
+            # cannot be taken down.
+            with holder.getbuffer() as view:
+                view[:filled] = arrived
+                try:
+                    while filled < size:
+                        with view[filled:] as rest:
+                            count = self.read_into(rest)
+                        if not count:
+                            # Somebody else has read, or closed, it meanwhile: another thread, a signal's handler.
+                            raise self._truncated(length - filled)
+                        filled += count
+                except IncompleteRead as fault:
+                    fault.partial = bytes(view[:filled])
+                    raise
+            arrived = holder.getvalue()
             if size == length:
-                view.release()
-                return holder.getvalue()
-            arrived = view
+                return arrived
 
     def read_line(self, limit: int) -> bytes:
         """Return bytes up to and with the next newline, at most `limit` (-1: unbounded); none when complete."""
@@ -535,7 +543,7 @@ class HTTPResponse(io.BufferedIOBase):
             if amt is None or amt < 0:
                 return body.read_all()
             piece = body.read_some(amt)
-            if len(piece) == amt or not piece:
+            if len(piece) == amt or not piece or body.is_complete:
                 return piece
             try:
                 return body.read_behind(piece, amt)
@@ -564,12 +572,12 @@ class HTTPResponse(io.BufferedIOBase):
         body = self._open_body()
         if body is None:
             return 0
-        view = memoryview(b).cast("B")
         filled = 0
-        with _Guard(self, body):
+        with memoryview(b) as whole, whole.cast("B") as view, _Guard(self, body):
             while filled < len(view):
                 try:
-                    count = body.read_into(view[filled:])
+                    with view[filled:] as rest:
+                        count = body.read_into(rest)
                 except IncompleteRead as fault:
                     fault.partial = bytes(view[:filled])
                     raise
@@ -583,8 +591,8 @@ class HTTPResponse(io.BufferedIOBase):
         body = self._open_body()
         if body is None:
             return 0
-        with _Guard(self, body):
-            return body.read_into(memoryview(buffer).cast("B"))
+        with memoryview(buffer) as whole, whole.cast("B") as view, _Guard(self, body):
+            return body.read_into(view)
 
     def readline(self, limit: int | None = -1) -> bytes:
         """Read up to and with the next newline, at most `limit` bytes."""

@@ -127,7 +127,7 @@ class Transport:
     """
 
     __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_held", "_is_bounded", "_is_tls",
-                 "_must_arm", "_must_arm_first_send", "_poll", "_polls", "_read_limit", "_read_milliseconds",
+                 "_must_look", "_poll", "_polls", "_read_limit", "_read_milliseconds",
                  "_recv", "_send", "_waits", "_what", "_write_limit",
                  "any_received", "any_sent", "at", "bears_cut_head", "buffer", "is_truncated", "sock",
                  "uses_kernel_timers")  # fmt: skip
@@ -153,8 +153,8 @@ class Transport:
         self._held: io.RawIOBase | None = None
         self._clock = clock
         self._is_bounded = False
-        self._must_arm = False  # each wait has to be given its time: the kernel's timers do not know of a deadline
-        self._must_arm_first_send = False
+        # Before each wait, look at the clock: there is a deadline, or settimeout() serves two different limits.
+        self._must_look = False
         self.uses_kernel_timers = False
         self._polls = False  # waits are by poll(), and the socket itself is never waited on
         self._read_milliseconds: float | None = None  # the read limit, as poll() takes it
@@ -178,7 +178,7 @@ class Transport:
         """
         if self._polls and read == self._read_limit and write == self._write_limit and self.sock.gettimeout() is None:
             self._deadline = deadline  # the usual case: poll() is told of each limit when it waits
-            self._must_arm = deadline is not None
+            self._must_look = deadline is not None
             return
         if not self._is_bounded:
             self._is_bounded = True
@@ -192,16 +192,15 @@ class Transport:
             self._arm_write(math.inf)
             self.uses_kernel_timers = False
             self._polls = True
-            self._read_limit = self._write_limit = None
+            self._read_limit = self._write_limit = self._read_milliseconds = None
         elif self.has_own_timeout():
             self.sock.settimeout(None)  # a borrower changed it
             self._armed_read = self._armed_write = math.inf
-            self._read_limit = self._write_limit = None
+            self._read_limit = self._write_limit = self._read_milliseconds = None
         self._deadline = deadline
         is_free = self.uses_kernel_timers or self._polls
         # settimeout() serves both directions: where their limits are the same, it need not be called each time.
-        self._must_arm = deadline is not None or not (is_free or read == write)
-        self._must_arm_first_send = self._must_arm and not is_free
+        self._must_look = deadline is not None or not (is_free or read == write)
         if read != self._read_limit:
             self._read_limit = read
             self._read_milliseconds = None if read is None else _in_milliseconds(read)
@@ -209,11 +208,6 @@ class Transport:
         if write != self._write_limit:
             self._write_limit = write
             self._arm_write(math.inf if write is None else write)
-        if deadline is not None and self.uses_kernel_timers:
-            # A send does not look at the clock before it blocks, so its wake-up is set now.
-            left = deadline.at - self._clock()
-            if self._armed_write > left + _SLACK:
-                self._arm_write(left)
 
     def has_own_timeout(self) -> bool:
         """Tell whether the socket's timeout is somebody else's: the documented one, or one that a borrower set."""
@@ -246,7 +240,7 @@ class Transport:
             self._read_limit = self._write_limit = self._read_milliseconds = None
             self._arm_read(math.inf)
             self._arm_write(math.inf)
-            self._is_bounded = self._must_arm = self._must_arm_first_send = self._polls = False
+            self._is_bounded = self._must_look = self._polls = False
 
     def hurry(self, deadline: Deadline) -> tuple[bool, float | None, float | None, Deadline | None]:
         """Bound what follows by a deadline as well; return what `restore` needs."""
@@ -320,10 +314,10 @@ class Transport:
             TotalTimeout: The deadline is over.
             OSError: The socket's own errors; `any_sent` tells whether a byte was written before.
         """
+        if self._must_look:  # also at the first: nothing is sent when the call's time is over
+            self._before_wait(self._write_limit, is_read=False)
         sent = 0
         try:
-            if self._must_arm and (self.any_sent or self._must_arm_first_send):
-                self._before_wait(self._write_limit, is_read=False)  # bound() has seen to the first send
             # The type: socket.send takes any buffer.
             sent = self.sock.send(data, _DONT_WAIT) if self._polls else self._send(data)  # type: ignore[arg-type]
         except OSError as fault:
@@ -412,7 +406,11 @@ class Transport:
         if wait is None:
             wait = _make_poll(self.sock, _WRITABLE | _READABLE if or_receive else _WRITABLE)
             self._waits[or_receive] = wait
-        events = wait(0)
+        try:
+            events = wait(0)
+        except RuntimeError:  # as in _await_arrival()
+            wait = _make_poll(self.sock, _WRITABLE | _READABLE if or_receive else _WRITABLE)
+            events = wait(0)
         while not events:
             events = wait(self._milliseconds_left(since))
         if not or_receive or not events[0][1] & _READABLE:
@@ -516,13 +514,16 @@ class Transport:
         """
         try:
             if self._polls:
-                self._await_arrival()
-            elif self._must_arm:
-                self._before_wait(self._read_limit, is_read=True)
-            data = self._recv(size)
+                data = self.sock.recv(size, self._await_arrival())
+            else:
+                if self._must_look:
+                    self._before_wait(self._read_limit, is_read=True)
+                data = self._recv(size)
         except _WAKE_UPS as fault:
             if not is_wake_up(fault) or self.has_own_timeout():
                 raise
+            if self._polls:
+                return self.more(size)  # somebody else has taken what had arrived
             data = self._wait_on(lambda: self._recv(size), b"")
         except ssl.SSLEOFError:
             self.is_truncated = True
@@ -531,10 +532,13 @@ class Transport:
             self.any_received = True
         return data
 
-    def _await_arrival(self) -> None:
-        """Wait by poll() until there is something to receive, the peer's end included."""
+    def _await_arrival(self) -> int:
+        """Wait by poll() until there is something to receive, the peer's end included; return the flag to do it with.
+
+        It keeps the receive from waiting, without a bound, for what another thread has taken meanwhile.
+        """
         if self.sock.gettimeout() is not None:
-            return  # a borrower has set it, and it is all that holds
+            return 0  # a borrower has set it, and it is all that holds
         poll = self._poll
         if poll is None:
             poll = self._poll = _make_poll(self.sock, _READABLE)
@@ -546,13 +550,18 @@ class Transport:
                 raise deadline.exceeded()
             if milliseconds is None or left < milliseconds:
                 milliseconds = left if left < _LONGEST_POLL else _LONGEST_POLL  # noqa: FURB136  # min() costs a call
-        if poll(milliseconds):  # which signals do not make any longer (PEP 475)
-            return
+        try:
+            if poll(milliseconds):  # which signals do not make any longer (PEP 475)
+                return _DONT_WAIT
+        except RuntimeError:  # somebody else waits by it: another thread, or the one that a signal has interrupted
+            poll = _make_poll(self.sock, _READABLE)
+            if poll(milliseconds):
+                return _DONT_WAIT
         since = self._clock() - (milliseconds or 0) / 1000
         while True:
             left = self._left(self._read_limit, since, ReadTimeout)
             if poll(_in_milliseconds(left)):
-                return
+                return _DONT_WAIT
 
     def _wait_on(self, receive: Callable[[], _Received], nothing: _Received) -> _Received:
         """Go on waiting after a wake-up, until something arrives (`nothing`: the end) or a limit is reached."""
@@ -602,13 +611,16 @@ class Transport:
             return len(piece)
         try:
             if self._polls:
-                self._await_arrival()
-            elif self._must_arm:
-                self._before_wait(self._read_limit, is_read=True)
-            count = self.sock.recv_into(view)
+                count = self.sock.recv_into(view, 0, self._await_arrival())
+            else:
+                if self._must_look:
+                    self._before_wait(self._read_limit, is_read=True)
+                count = self.sock.recv_into(view)
         except _WAKE_UPS as fault:
             if not is_wake_up(fault) or self.has_own_timeout():
                 raise
+            if self._polls:
+                return self.take_into(view)  # as in more()
             count = self._wait_on(lambda: self.sock.recv_into(view), 0)
         except ssl.SSLEOFError:
             self.is_truncated = True
@@ -737,7 +749,11 @@ class Transport:
         poll = self._poll
         if poll is None:
             poll = self._poll = _make_poll(self.sock, _READABLE)
-        return not poll(0) and not self.buffer and not (self._is_tls and self.sock.pending())  # type: ignore[attr-defined]
+        try:
+            arrived = poll(0)
+        except RuntimeError:  # as in _await_arrival()
+            arrived = _make_poll(self.sock, _READABLE)(0)
+        return not arrived and not self.buffer and not (self._is_tls and self.sock.pending())  # type: ignore[attr-defined]
 
     def _what_arrived(self) -> CloseReason | None:
         sock = self.sock

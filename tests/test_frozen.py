@@ -59,7 +59,7 @@ def test_values_are_taken_by_keyword_and_defaults_fill_in() -> None:
         (lambda make: make(), "Point.. needs the keyword argument 'x'"),
         (lambda make: make(x=1, z=2), "unexpected keyword argument 'z'"),
         (lambda make: make(y=1, z=2), "unexpected keyword argument 'z'"),
-        (lambda make: make(1), "positional"),
+        (lambda make: make(1), r"Point\(\) takes keywords only: x, y"),
         (lambda make: make(x=1).replace(z=1), "unexpected keyword argument 'z'"),
     ],
 )

@@ -13,8 +13,10 @@ import http.client
 import io
 import json
 import shutil
+import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -35,7 +37,7 @@ from pooledhttp import (
     StreamedResponse,
     Timeout,
 )
-from pooledhttp.response import Response
+from pooledhttp.response import Body, Response
 from pooledhttp.states import State
 from pooledhttp.stats import CloseReason
 from pooledhttp.testing import (
@@ -628,6 +630,81 @@ def test_truncated_read_holds_what_came(scripted_server: ServerFactory) -> None:
         ask(conn).read()
     assert caught.value.partial == BODY[:-3]
     assert caught.value.expected == 3
+    finish(conn)
+
+
+class InterruptionError(BaseException):
+    """What a signal's handler may raise."""
+
+
+STALLING = {
+    "length": b"Content-Length: 99999\r\n\r\n",
+    "chunked": b"Transfer-Encoding: chunked\r\n\r\n1869F\r\n",
+}
+
+
+@pytest.mark.parametrize("framing", STALLING)
+@pytest.mark.parametrize("by", ["read", "readinto"])
+def test_interruption_in_a_long_body_leaves_no_buffer_in_use(
+    by: str, framing: str, scripted_server: ServerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its traceback has the frames that were receiving; a buffer in use can be neither resized nor taken down."""
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    server = scripted_server([ExpectHead(), Send(OK + STALLING[framing] + b"x" * 50_000), KeepOpen()], default=[AGAIN])
+    conn = connection_to(server)
+    response = ask(conn)
+    buffer = bytearray(99_999)
+
+    def interrupt(*_: object) -> None:
+        raise InterruptionError
+
+    def be_interrupted() -> None:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            response.read() if by == "read" else response.readinto(buffer)
+        except InterruptionError as error:
+            kept = error  # noqa: F841  # a cycle: the error's traceback holds this frame, which holds the error
+            buffer.append(0)
+        else:
+            pytest.fail("it was not interrupted")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        be_interrupted()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    gc.collect()
+    assert said == []
+    finish(conn)
+
+
+def test_body_that_somebody_else_closes_while_it_is_read_is_truncated(
+    scripted_server: ServerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread, or a signal's handler; what it drains is missing here, and never comes."""
+    server = scripted_server(
+        [ExpectHead(), Send(OK + b"Content-Length: 99999\r\n\r\n" + b"x" * 99_999)], default=[AGAIN]
+    )
+    conn = connection_to(server)
+    response = ask(conn)
+    read_into, calls = Body.read_into, []
+
+    def closed_meanwhile(self: Body, view: memoryview) -> int:
+        count = read_into(self, view[:10_000])
+        calls.append(count)
+        if len(calls) == 1:
+            while not self.is_complete:
+                self.read_some(65536)
+        return count
+
+    monkeypatch.setattr(Body, "read_into", closed_meanwhile)
+    monkeypatch.setattr("pooledhttp.response.BODY_RECEIVE_BYTES", 20_000)
+    with pytest.raises(IncompleteRead) as caught:
+        response.read()
+    assert 0 < len(caught.value.partial) < 99_999
+    assert calls[-1] == 0
     finish(conn)
 
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -237,6 +238,82 @@ def test_main_thread_waits_outside_the_kernel_since_signals_restart_its_timers(
     assert not kernel_timer(transport.sock, socket.SO_SNDTIMEO)
     with pytest.raises(ReadTimeout, match=r"for 0\.05 s"):
         transport.more()
+
+
+@pytest.mark.parametrize("way", ["kernel timers", "poll", "settimeout", "tls"])
+def test_nothing_is_sent_when_the_time_of_the_call_is_over(
+    way: str, open_transport: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    in_the_main_thread(monkeypatch, way)
+    transport = open_transport([KeepOpen()], "kernel timers" if way == "poll" else way, clock=lambda: now[0])
+    deadline = Deadline(0.5, what="the call", clock=lambda: now[0])
+    transport.bound(read=2.5, write=2.5, deadline=deadline, what="origin")
+    transport.any_sent = False
+    now[0] += 1
+    with pytest.raises(TotalTimeout):
+        transport.send(b"POST /pay")
+    assert not transport.any_sent
+
+
+def in_the_main_thread(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    if way == "poll":
+        monkeypatch.setattr(main_thread, "ident", threading.get_ident())
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_what_another_thread_has_taken_meanwhile_is_not_waited_for_without_a_bound(
+    size: int, open_transport: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_main_thread(monkeypatch, "poll")
+    transport = open_transport([KeepOpen()])
+    transport.bound(read=0.1, write=2.5, deadline=None, what="origin")
+    transport.is_quiet()
+    real, asked = transport._poll, []
+    assert real is not None
+
+    def taken_meanwhile(milliseconds: float | None) -> list[tuple[int, int]]:
+        asked.append(milliseconds)
+        return [(transport.sock.fileno(), select.POLLIN)] if len(asked) == 1 else real(milliseconds)
+
+    transport._poll = taken_meanwhile
+    with pytest.raises(ReadTimeout):
+        transport.take_into(memoryview(bytearray(size)))
+    assert len(asked) > 1
+
+
+@pytest.mark.parametrize("wait", ["receive", "probe", "send"])
+def test_wait_within_a_wait_has_a_poll_of_its_own(
+    wait: str, open_transport: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's handler may use the connection for which the thread waits; poll() itself refuses to be nested."""
+    in_the_main_thread(monkeypatch, "poll")
+    transport = open_transport([ExpectHead(), Send(b"first"), Stall(seconds=0.3), Send(b"second"), KeepOpen()])
+    transport.bound(read=5, write=5, deadline=None, what="origin")
+    transport.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert transport.more() == b"first"
+    seen: list[object] = []
+
+    def use(*_: object) -> None:
+        if wait == "receive":
+            transport.bound(read=0.01, write=5, deadline=None, what="origin")
+            with pytest.raises(ReadTimeout):
+                transport.more()
+            transport.bound(read=5, write=5, deadline=None, what="origin")
+            seen.append("nothing")
+        elif wait == "probe":
+            seen.append(transport.is_quiet())
+        else:
+            seen.append(transport.wait_to_send(or_receive=False, since=time.monotonic()))
+
+    before = signal.signal(signal.SIGALRM, use)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        assert transport.more() == b"second"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen == [{"receive": "nothing", "probe": True, "send": False}[wait]]
 
 
 def test_plain_socket_is_bounded_inside_the_kernel(open_transport: Opener) -> None:
