@@ -9,6 +9,7 @@ opened for a pool is known to `forking` as long as it lives.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import math
 import os
@@ -17,6 +18,7 @@ import selectors
 import socket
 import ssl
 import struct
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any, Final
@@ -324,6 +326,10 @@ def resolve(host: str, port: int, deadline: ConnectDeadline) -> Sequence[_Addres
 
 
 def _look_up(host: str, port: int) -> Sequence[_Address]:
+    if "encodings.idna" not in sys.modules:
+        # getaddrinfo would import it, and a child that is forked meanwhile would wait for ever for that to be over.
+        with forking.uncut:
+            codecs.lookup("idna")
     found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
     if not found:
         raise OSError("getaddrinfo returned no address")

@@ -19,7 +19,7 @@ import socket
 import ssl
 import time
 import weakref
-from threading import get_ident
+from threading import get_ident, get_native_id
 from types import TracebackType
 from typing import Final, Protocol
 
@@ -27,6 +27,8 @@ from typing import Final, Protocol
 # a millisecond, or as long as a busy machine makes of it.
 _PATIENCE: Final = 1.0
 _LOOK: Final = 0.0002
+# How many threads that were about to end are remembered before those that have are looked for.
+_MOST_ENDING: Final = 16
 
 
 class Renewable(Protocol):
@@ -72,13 +74,15 @@ class _Uncut:
 
     One is the birth of a socket: the kernel has made it, and no object knows its number yet.  The other is what OpenSSL
     does in a handshake, with locks of the context and of the library: a child that inherits one of them locked would
-    hang in its own first handshake, where no timeout and no signal gets it out.
+    hang in its own first handshake, where no timeout and no signal gets it out.  Threads of our own have a third, their
+    end: see `end_thread`.
     """
 
     def __init__(self) -> None:
         # Both by thread.  A thread writes only its own entries, each in one step, so there is no lock to inherit.
         self._depths: dict[int, int] = {}
         self._forks: dict[int, float] = {}  # until when they are let go first, by the monotonic clock
+        self._ending: dict[int, None] = {}  # the kernel's numbers of threads that are about to end
 
     def __enter__(self) -> None:
         thread = get_ident()
@@ -98,16 +102,36 @@ class _Uncut:
         if depth > 0:
             self._depths[thread] = depth
 
+    def end_thread(self) -> None:
+        """Do the last step of a thread that has used OpenSSL.
+
+        What follows is none of Python's: OpenSSL frees what it keeps for the thread, under a lock that every other
+        thread takes when it comes to OpenSSL for the first time.  So a fork waits until the kernel has no such thread.
+        """
+        if _tls_context is None:
+            return
+        with self:
+            if len(self._ending) >= _MOST_ENDING:
+                for thread in list(self._ending):
+                    if not _is_thread(thread):
+                        self._ending.pop(thread, None)
+            self._ending[get_native_id()] = None
+
     def before_fork(self) -> None:
-        """Wait until no other thread is inside; whoever has been there for too long is forgotten."""
+        """Wait until no other thread is inside, or at its end; whoever has been there for too long is forgotten."""
         me = get_ident()  # the handler of a signal may fork inside
         self._forks[me] = until = time.monotonic() + _PATIENCE
         while others := [thread for thread in list(self._depths) if thread != me]:
             if time.monotonic() >= until:
                 for thread in others:  # most likely an exception came between the block and its mark
                     self._depths.pop(thread, None)
-                return
+                break
             time.sleep(_LOOK)
+        self._ending.pop(get_native_id(), None)  # of a greenlet, which ends without its thread
+        for thread in list(self._ending):
+            while _is_thread(thread) and time.monotonic() < until:
+                time.sleep(_LOOK)
+            self._ending.pop(thread, None)
 
     def after_fork(self) -> None:
         """Let the others go on; runs in the parent."""
@@ -117,6 +141,12 @@ class _Uncut:
         """Forget the threads that exist only in the parent."""
         self._depths.clear()
         self._forks.clear()
+        self._ending.clear()
+
+
+def _is_thread(number: int) -> bool:
+    """Tell whether the kernel has a thread of this process by this number; where there is no /proc, it is not said."""
+    return os.path.exists(f"/proc/self/task/{number}")  # noqa: PTH110  # pathlib is dear to import
 
 
 uncut: Final = _Uncut()

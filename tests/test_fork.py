@@ -897,6 +897,54 @@ def test_fork_inside_a_step_of_the_same_thread_does_not_wait(
     assert not forking.uncut._depths
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="nobody tells here which threads there are")
+def test_fork_waits_for_the_end_of_a_thread_that_has_dialled(
+    audit: ResourceAudit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What OpenSSL does then is none of Python's; here it is an event that is waited for behind the last step."""
+    monkeypatch.setattr(forking, "_PATIENCE", BOUND)
+    monkeypatch.setattr(forking, "_tls_context", client_context())
+    told = []
+    at_its_end, may_end = threading.Event(), threading.Event()
+
+    def dial() -> None:
+        forking.uncut.end_thread()
+        at_its_end.set()
+        may_end.wait(BOUND)
+        told.append("the thread ended")
+
+    def let_it_end() -> None:
+        wait_until(lambda: bool(forking.uncut._forks))
+        may_end.set()
+
+    with in_thread(dial) as ended, in_thread(let_it_end) as let:
+        assert at_its_end.wait(BOUND)
+        assert in_child(lambda: told) == ["the thread ended"]
+        ended()
+        let()
+    assert not forking.uncut._ending
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="nobody tells here which threads there are")
+def test_threads_that_have_ended_are_forgotten_and_the_own_is_not_waited_for(
+    audit: ResourceAudit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forking, "_PATIENCE", BOUND)
+    monkeypatch.setattr(forking, "_tls_context", client_context())
+    for _ in range(50):
+        thread = threading.Thread(target=forking.uncut.end_thread)
+        thread.start()
+        thread.join(BOUND)
+        path = Path(f"/proc/self/task/{thread.native_id}")
+        wait_until(functools.partial(lambda path: not path.exists(), path))
+    assert len(forking.uncut._ending) <= forking._MOST_ENDING
+    forking.uncut.end_thread()  # as a greenlet does, whose thread goes on
+    began = time.monotonic()
+    assert in_child(lambda: "done") == "done"
+    assert time.monotonic() - began < BOUND
+    assert not forking.uncut._ending
+
+
 def test_works_where_a_process_cannot_fork() -> None:
     program = """
         import os
