@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, TypedDict, cast
 
@@ -53,6 +53,7 @@ class PoolOptions(TypedDict, total=False):
     limits: Limits
     name: str | None
     registry: MetricsRegistry | Literal["default"] | None
+    exemplar: Callable[[], Mapping[str, str] | None] | None
     clock: Clock
 
 
@@ -92,6 +93,11 @@ class PoolConfig(Frozen):
         name: The pool's label in the metrics; ``None``: ``host:port``.
         registry: Where the metrics go: a `prometheus_client.CollectorRegistry`, ``"default"`` for its global one,
             ``None`` for nowhere.
+        exemplar: Returns labels that lead to what is being done at the moment, such as ``{"trace_id": "..."}``, or
+            ``None``; asked by the thread that has waited for a connection, or whose call of `request` or `stream` ends.
+            The last one of each bucket is shown beside it in OpenMetrics.  Names are of letters, digits and ``_``,
+            values are text, and all together have at most 128 characters; what is otherwise, or raises, is left out.
+            ``None``: nobody is asked.
         clock: Seconds on a monotonic clock; tests inject their own.
 
     Raises:
@@ -122,6 +128,7 @@ class PoolConfig(Frozen):
     limits: Limits = DEFAULT_LIMITS
     name: str | None = None
     registry: MetricsRegistry | Literal["default"] | None = DEFAULT_REGISTRY
+    exemplar: Callable[[], Mapping[str, str] | None] | None = None
     clock: Clock = monotonic
 
     _unshown = frozenset({"proxy", "proxy_headers"})  # they may hold credentials
@@ -172,6 +179,8 @@ class PoolConfig(Frozen):
                 raise ValueError(f'registry must be a registry, None or "default", not {self.registry!r}')
         elif self.registry is not None and not hasattr(self.registry, "register"):
             raise TypeError(f'registry must be a registry, None or "default", not {self.registry!r}')
+        if self.exemplar is not None and not callable(self.exemplar):
+            raise TypeError(f"exemplar must be a function that returns labels, or None, not {self.exemplar!r}")
         if not callable(self.clock):
             raise TypeError(f"clock must be a function that returns seconds, not {self.clock!r}")
 

@@ -19,6 +19,7 @@ import weakref
 from http.client import HTTP_PORT, HTTPS_PORT, HTTPMessage
 from typing import Any, Final, TypeVar, cast
 
+from . import log
 from .dial import (
     GLOBAL_DEFAULT_TIMEOUT,
     Dialer,
@@ -59,8 +60,8 @@ from .request import (
     lower,
     offers_to_bind,
     prepare,
+    printable,
     redacted,
-    without_userinfo,
 )
 from .response import Body, HTTPResponse, read_head
 from .states import (
@@ -139,7 +140,7 @@ class HTTPConnection:
                  "_constant_fields", "_create_connection", "_deadline", "_dialer", "_exchanges",
                  "_failed_unanswered", "_failed_unsent", "_guard", "_head", "_host", "_is_probed", "_is_users_own",
                  "_lease", "_limits", "_method", "_opened_seconds", "_opened_transport", "_port", "_proxy_fields",
-                 "_reader", "_send_fault", "_started", "_state", "_target", "_timeouts", "_transport",
+                 "_reader", "_send_fault", "_started", "_state", "_struck_for", "_target", "_timeouts", "_transport",
                  "_tunnel_opened", "_tunnel_wanted", "_upload", "blocksize", "source_address", "timeout")  # fmt: skip
 
     default_port = HTTP_PORT
@@ -220,6 +221,7 @@ class HTTPConnection:
         self._opened_seconds: list[float] = []
         self._close_reasons: list[CloseReason] = []
         self._lease: object | None = None  # the mark of whoever lends it
+        self._struck_for: CloseReason | None = None  # why a pool has struck it off; it is closed for that
 
     # --- the state ----------------------------------------------------------------------------------
 
@@ -252,7 +254,7 @@ class HTTPConnection:
         else:
             rest = f"{body.left} bytes of its body"
         return UnreadResponse(
-            f"the response to {self._method} {without_userinfo(self._target)} ({answer}) has not been read to the "
+            f"the response to {self._method} {printable(self._target)} ({answer}) has not been read to the "
             f"end: {rest} would be taken for the next answer; read() the rest, close() the response, or close() the "
             f"connection"
         )
@@ -412,15 +414,21 @@ class HTTPConnection:
             if self._tunnel_wanted is not None:
                 sock = self._open_tunnel(self._tunnel_wanted, sock, deadline)
             sock = self._secure(sock, deadline)
-        except BaseException:
+        except BaseException as fault:
             self._advance(FAULT)
+            if log.is_debugging():
+                log.debug(f"no connection to {self.host}:{self.port}: {type(fault).__name__}: {fault}")
             raise
         transport = Transport(sock, clock=self._clock) if isinstance(sock, socket.socket) else transport_for(sock)
         self._install(transport)
         self._opened_transport = transport
         self._tunnel_opened = self._tunnel_wanted
-        self._opened_seconds.append(self._clock() - started)
+        seconds = self._clock() - started
+        self._opened_seconds.append(seconds)
+        self._struck_for = None
         self._advance(CONNECT)
+        if log.is_debugging():
+            log.debug(f"opened a connection to {self.host}:{self.port} in {seconds * 1e3:.1f} ms")
 
     def _open_tunnel(self, tunnel: Tunnel, sock: socket.socket, deadline: ConnectDeadline) -> socket.socket:
         """Ask the proxy on a socket for a tunnel; return the socket that leads through it, or close it and raise."""
@@ -1089,14 +1097,17 @@ class HTTPConnection:
             self._close_reasons.append(CloseReason.CLIENT_CLOSE)
         self._end(CloseReason.CLIENT_CLOSE)
 
-    def _end(self, reason: CloseReason) -> None:
-        """Close for a reason; twice is fine."""
+    def _end(self, reason: CloseReason, *, is_told: bool = True) -> None:
+        """Close for a reason, and tell the log of it; twice is fine."""
+        is_told = is_told and self._transport is not None
         if self._body is not None:
             self._body = None
             self._cut_reader()
         self._started = []
         self._drop(reason)
         self._advance(CLOSE)
+        if is_told:
+            self._tell_the_end(reason)
 
     def _break(self, fault: BaseException) -> None:
         """Close because an exchange failed."""
@@ -1104,8 +1115,15 @@ class HTTPConnection:
         transport = self._transport
         self._failed_unsent = transport is not None and not transport.any_sent
         self._failed_unanswered = transport is not None and not transport.any_received
-        self._drop(self._reason_of(fault))
+        reason = self._reason_of(fault)
+        self._drop(reason)
         self._advance(FAULT)
+        if transport is not None:
+            self._tell_the_end(reason)
+
+    def _tell_the_end(self, reason: CloseReason) -> None:
+        if log.is_debugging():
+            log.debug(f"closed a connection to {self.host}:{self.port}: {self._struck_for or reason}")
 
     def _reason_of(self, fault: BaseException) -> CloseReason:
         transport = self._transport
@@ -1137,7 +1155,7 @@ class HTTPConnection:
         self._guard = threading.Lock()
         self._lease = None
         self.auto_open = 0
-        self._end(CloseReason.CLIENT_CLOSE)
+        self._end(CloseReason.CLIENT_CLOSE, is_told=False)  # it goes on in the parent
 
     def _cut_reader(self) -> None:
         reader = self._reader() if self._reader is not None else None

@@ -4,8 +4,6 @@ Off unless a pool has `leak_after`.  Then each lease keeps the stack of its borr
 frame, and so no local variable, is kept alive.  One daemon thread for the whole process looks at a pool when its oldest
 lease may be due, holds pools only weakly, and ends when there is nothing left to look at.  A borrower that forgets to
 give back is most often followed by silence, so waiting for the pool's next call would be waiting for ever.
-
-The log is ``logging.getLogger("pooledhttp")``; `logging` is imported when there is something to say.
 """
 
 from __future__ import annotations
@@ -61,20 +59,6 @@ def _line_of(code: CodeType, offset: int) -> int:
         if start <= offset < end and line is not None:
             return line
     return code.co_firstlineno
-
-
-def warn(text: str) -> None:
-    """Log a warning."""
-    import logging  # 5 ms that few programs need
-
-    logging.getLogger("pooledhttp").warning("%s", text)
-
-
-def inform(text: str) -> None:
-    """Log a notice."""
-    import logging  # as above
-
-    logging.getLogger("pooledhttp").info("%s", text)
 
 
 class Watched(Protocol):

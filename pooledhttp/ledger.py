@@ -22,6 +22,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from threading import current_thread
 from typing import Final
 
@@ -44,11 +45,11 @@ class Ledger:
     """The state of a pool and its moves; see `ConnectionPool` for the arguments."""
 
     # Many origins make many pools.  What a subclass or a test adds goes into `__dict__`, which costs nothing till then.
-    __slots__ = ("__dict__", "__weakref__", "_are_kept", "_capacity", "_clock", "_constant_fields", "_expiry", "_idle",
-                 "_is_closed", "_is_unlimited", "_is_watched", "_last_connect_error", "_last_used", "_late",
-                 "_leak_after", "_leased", "_lock", "_lost", "_opener", "_opening", "_probe_after", "_tally",
-                 "_timeouts", "_waiters", "config", "host", "maxsize", "name", "origin", "port", "reference",
-                 "scheme")  # fmt: skip
+    __slots__ = ("__dict__", "__weakref__", "_are_kept", "_before_dial", "_capacity", "_clock", "_constant_fields",
+                 "_exemplar", "_expiry", "_idle", "_is_closed", "_is_unlimited", "_is_watched", "_last_connect_error",
+                 "_last_used", "_late", "_leak_after", "_leased", "_lock", "_lost", "_opener", "_opening",
+                 "_probe_after", "_tally", "_timeouts", "_waiters", "config", "host", "maxsize", "name", "origin",
+                 "port", "reference", "scheme")  # fmt: skip
 
     def __init__(self, host: str, port: int | None, scheme: str, config: PoolConfig) -> None:
         self.config = config
@@ -62,6 +63,7 @@ class Ledger:
         self._timeouts = config.timeouts
         self._probe_after = config.probe_after
         self._leak_after = config.leak_after
+        self._exemplar = config.exemplar
         self._constant_fields = opener.constant_fields
         self.reference = weakref.ref(self)
         self._capacity: Capacity | None = None  # the pool shares in it; then `_lock` is the capacity's
@@ -83,6 +85,7 @@ class Ledger:
         self._last_connect_error: tuple[float, str] | None = None  # when, and its text
         self._last_used = self._clock()
         self._is_watched = False  # by the watcher of leaks
+        self._before_dial: Callable[[], None] | None = None  # tells the metrics that this process is at work
 
         # A pool that is dropped without close() takes its idle sockets along; nobody else can reach them.
         weakref.finalize(self, _close_idle, self._idle)
@@ -328,6 +331,9 @@ class Ledger:
             elif entry in idle:  # nearly always at the cold end, where the search begins
                 idle.remove(entry)
         self._fold_locked(entry)
+        conn = entry()
+        if conn is not None:
+            conn._struck_for = reason
         counts = self._tally.closed
         counts[reason], entry.balance = counts[reason] + max(entry.balance, 0), 0
         entry.opened, entry.closed = [], []  # what the connection writes down from now on is counted already

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 import weakref
 from threading import current_thread
 from typing import Final
 
-from . import leaks
+from . import forking, leaks, log
 from .config import PoolConfig
 from .conn import BLOCKSIZE, HTTPConnection
 from .errors import AcquireTimeout, PoolClosed, PoolFull, ReadTimeout, SelfDeadlock, TotalTimeout
@@ -30,8 +31,10 @@ from .stats import (
     AcquireOutcome,
     CloseReason,
     DrainOutcome,
+    Histogram,
     RequestOutcome,
     StaleOutcome,
+    can_be_exemplar,
 )
 from .timeouts import Deadline, Timeout
 from .transport import main_thread
@@ -168,6 +171,8 @@ class Lender(Ledger):
         given = self._await(claim, until)
         if given is Grant.LEFT:
             raise self._acquire_timeout(until - claim.since)
+        if self._exemplar is not None:
+            self._exemplify(self._tally.wait, self._clock() - claim.since)
         if given is not Grant.SLOT:
             return given if isinstance(given, Entry) else None
         now = self._clock()
@@ -277,6 +282,8 @@ class Lender(Ledger):
             self._end_dial(dial, self._open_connection(timeouts, deadline))
         except BaseException as fault:  # noqa: BLE001  # raised again where it belongs
             self._end_failed_dial(dial, fault)
+        finally:
+            forking.uncut.end_thread()
 
     def _end_dial(self, dial: Dial, conn: HTTPConnection) -> None:
         """Hand a new connection to the claim that began it, or to the oldest waiter, or let it be idle."""
@@ -436,6 +443,8 @@ class Lender(Ledger):
 
     def _open_connection(self, timeouts: Timeout, deadline: Deadline | None) -> HTTPConnection:
         """Open a connection; where no descriptor is left, again at the cost of other origins' idle ones."""
+        if self._before_dial is not None:
+            self._before_dial()
         for _ in range(_EVICTIONS):
             try:
                 return self._opener.open(timeouts, deadline)
@@ -608,6 +617,20 @@ class Lender(Ledger):
                 closing.close()
         if notice is not None:
             self._came_back(*notice)
+        if self._exemplar is not None and status is not None:
+            self._exemplify(self._tally.request, now - started)
+
+    def _exemplify(self, histogram: Histogram, seconds: float) -> None:
+        """Ask what leads to the present call, and keep it beside an observation."""
+        assert self._exemplar is not None
+        try:
+            labels = tuple((self._exemplar() or {}).items())
+            if not labels or not can_be_exemplar(labels):
+                return
+        except Exception:  # noqa: BLE001  # it is a hint for a dashboard, and no reason for a call to fail
+            return
+        with self._lock:
+            histogram.exemplify(seconds, labels, time.time())
 
     def _is_untouched(self, conn: HTTPConnection, entry: Entry) -> bool:
         """Tell whether what a borrower had in hands is still the connection that this pool opened."""
@@ -659,7 +682,8 @@ class Lender(Ledger):
         if not isinstance(entry, Entry):
             return  # another thread has given it back, and somebody else may have it by now
         if conn._state is not State.CLOSED:
-            conn._end(conn._reason_of(fault))
+            # Of a generator that is closed the log hears nothing: the garbage collector may be at work under any lock.
+            conn._end(conn._reason_of(fault), is_told=not isinstance(fault, GeneratorExit))
         if isinstance(fault, GeneratorExit):
             self._abort_without_lock(conn, entry, outcome, started)
             return
@@ -694,6 +718,8 @@ class Lender(Ledger):
                 closing.close()
             if notice:
                 self._came_back(borrower, now - leased_at)
+        if self._exemplar is not None and outcome is not None:
+            self._exemplify(self._tally.request, now - started)
 
     def _abort_without_lock(
         self, conn: HTTPConnection, entry: Entry, outcome: RequestOutcome | None, started: float
@@ -787,14 +813,14 @@ class Lender(Ledger):
                     overdue.append(entry)
             self._is_watched = next_due < _INFINITE
         for entry in overdue:
-            leaks.warn(
+            log.warning(
                 f"a connection to {self.origin} has not been given back after leak_after={leak_after:g} s: leased "
                 f"{describe_at_length(entry, now)}"
             )
         return None if next_due == _INFINITE else next_due - now
 
     def _came_back(self, borrower: threading.Thread | None, held: float) -> None:
-        leaks.inform(
+        log.info(
             f"a connection to {self.origin} that had been reported as not given back came back after {held:.1f} s "
             f"from {name_of(borrower)}"
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from . import log
 from .config import PoolConfig, PoolOptions, config_of
 from .conn import PEER_STOPPED_READING, HTTPConnection
 from .errors import HTTPException, InvalidURL, PoolClosed
@@ -63,7 +64,7 @@ class ConnectionPool(Upkeep):
         self._budget = Budget()
         self._pause = pause
         if self.config.registry is not None:
-            _watch(self, self._tally)
+            self._before_dial = _watch(self, self._tally)
 
     # --- one call: request, stream --------------------------------------------------------------------
 
@@ -226,6 +227,8 @@ class ConnectionPool(Upkeep):
                 return conn, 0, result
         if attempts is not None:
             attempts.resends += 1
+        if log.is_debugging():
+            log.debug(f"{prepared.method} to {self.origin} met a dead connection, and is sent again on a new one")
         try:
             conn = self._replace(conn, timeouts, deadline)
         except BaseException as fault:
@@ -280,6 +283,8 @@ class ConnectionPool(Upkeep):
         with self._lock:
             self._tally.requests[outcome] += 1
             self._tally.request.observe(now - started)
+        if self._exemplar is not None:
+            self._exemplify(self._tally.request, now - started)
 
     # --- one call in several attempts -----------------------------------------------------------------
 
@@ -331,6 +336,11 @@ class ConnectionPool(Upkeep):
                         return pool, conn, attempts, result
                     del conn, result  # whoever has the connection next may lose it
                 attempts.failures.append(failure)
+                if log.is_debugging():
+                    log.debug(
+                        f"{prepared.method} to {pool.origin}: attempt {len(attempts.failures)} failed "
+                        f"({failure.what.partition(':')[0]}); the next in {failure.waited:.2f} s"
+                    )
                 if deadline is not None:
                     deadline.enter("wait")
                 self._pause(failure.waited)
@@ -589,12 +599,12 @@ def _begin_streamed(conn: HTTPConnection, prepared: PreparedRequest) -> Streamed
     return conn._respond(StreamedResponse)
 
 
-def _watch(pool: ConnectionPool, tally: Tally) -> None:
-    """Show the pool's numbers in its registry, where prometheus_client is installed."""
+def _watch(pool: ConnectionPool, tally: Tally) -> Callable[[], None] | None:
+    """Show the pool's numbers in its registry, where prometheus_client is installed; see `metrics.watch`."""
     try:
         from .metrics import watch
     except ModuleNotFoundError as missing:
         if missing.name != "prometheus_client":
             raise
-        return
-    watch(pool, tally, registry=pool.config.registry)
+        return None
+    return watch(pool, tally, registry=pool.config.registry)

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from .conn import HTTPConnection
 from .leaks import Stack, render
-from .request import without_userinfo
+from .request import printable
 from .states import State
 from .stats import RequestOutcome
 
@@ -234,7 +234,7 @@ def describe(entry: Entry, now: float) -> str:
         return f"{held}, {_PHASES[state]}"
     if state is State.UNREAD_RESPONSE and conn._head is None:
         state = State.REQUEST_SENT  # a whole exchange in one call claims the response beforehand
-    return f"{held}, {conn._method} {without_userinfo(conn._target)}, {_PHASES[state]}"
+    return f"{held}, {conn._method} {printable(conn._target)}, {_PHASES[state]}"
 
 
 def describe_at_length(entry: Entry, now: float) -> str:

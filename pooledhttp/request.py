@@ -88,7 +88,7 @@ class PreparedRequest:
 
     def __str__(self) -> str:
         """Return method and target, for messages; without userinfo."""
-        return f"{self.method} {without_userinfo(self.target)}"
+        return f"{self.method} {printable(self.target)}"
 
 
 def prepare(
@@ -180,7 +180,7 @@ def _prepare_usual(
     lines = constant_fields.lines
     if body is not None or method.upper() in _BODY_EXPECTED:
         lines = f"{lines}Content-Length: {len(body or b'')}\r\n"
-    lines += field_lines(headers.items())
+    lines += field_lines(list(headers.items()))  # a mapping may give them once, without a length
     head = request_head(method, target or "/", (), version=version, checked_lines=lines)
     if body is not None and len(body) <= ONE_SEND_BYTES:
         head += body
@@ -519,6 +519,12 @@ def without_userinfo(target: str) -> str:
     except ValueError:
         return "(a malformed target)"
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def printable(target: str) -> str:
+    """Return a request target for messages and the log: without what may be a password, or a key in its query."""
+    path, mark, _ = without_userinfo(target).partition("?")
+    return f"{path}?..." if mark else path
 
 
 def redacted(head: bytes) -> bytes:

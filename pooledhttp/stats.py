@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .frozen import Frozen
 
@@ -120,19 +120,57 @@ OUTCOME_BY_STATUS_CLASS: Mapping[int, RequestOutcome] = MappingProxyType(
 )
 
 
+# What OpenMetrics allows the names and values of an exemplar's labels to have together.
+_EXEMPLAR_CHARACTERS = 128
+
+
+def can_be_exemplar(labels: Iterable[tuple[object, object]]) -> bool:
+    """Tell whether labels may be shown: one name or value that may not be spoils everything that is scraped with it."""
+    length = 0
+    for name, value in labels:
+        if not (isinstance(name, str) and name.isascii() and name.isidentifier() and isinstance(value, str)):
+            return False
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # a lone surrogate
+            return False
+        length += len(name) + len(value)
+    return length <= _EXEMPLAR_CHARACTERS
+
+
+class Exemplar(NamedTuple):
+    """One observation of a bucket, and what leads to it: a trace, say.
+
+    Attributes:
+        bucket: The number of its bucket.
+        labels: What leads to it, such as ``(("trace_id", "..."),)``.
+        seconds: What was observed.
+        at: When, in seconds since the epoch.
+    """
+
+    bucket: int
+    labels: tuple[tuple[str, str], ...]
+    seconds: float
+    at: float
+
+
 class Histogram:
     """Counts of observations by fixed upper bounds, and their sum.
 
     Args:
         bounds: Upper bounds, ascending, in seconds; one more bucket catches what is above the last.
+
+    Attributes:
+        exemplars: The latest of each bucket that has one.
     """
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self.exemplars: tuple[Exemplar, ...] = ()
 
     def observe(self, seconds: float) -> None:
         """Count one observation; a value equal to a bound belongs to that bound (Prometheus' ``le``)."""
@@ -152,14 +190,29 @@ class Histogram:
             counted = end
         self.counts[-1] += len(ordered) - counted
 
+    def exemplify(self, seconds: float, labels: tuple[tuple[str, str], ...], at: float) -> None:
+        """Remember what leads to an observation, which is counted elsewhere; the last one of its bucket goes."""
+        bucket = bisect_left(self.bounds, seconds)
+        self.exemplars = _latest((*self.exemplars, Exemplar(bucket, labels, seconds, at)))
+
     def freeze(self) -> HistogramStats:
         """Return a frozen copy."""
-        return HistogramStats(bounds=self.bounds, counts=tuple(self.counts), sum=self.sum)
+        return HistogramStats(bounds=self.bounds, counts=tuple(self.counts), sum=self.sum, exemplars=self.exemplars)
 
     def add(self, other: Histogram) -> None:
         """Add the observations of another histogram with the same bounds."""
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self.sum += other.sum
+
+
+def _latest(exemplars: Iterable[Exemplar]) -> tuple[Exemplar, ...]:
+    """Return the latest exemplar of each bucket."""
+    by_bucket: dict[int, Exemplar] = {}
+    for exemplar in exemplars:
+        before = by_bucket.get(exemplar.bucket)
+        if before is None or before.at <= exemplar.at:
+            by_bucket[exemplar.bucket] = exemplar
+    return tuple(by_bucket.values())
 
 
 class HistogramStats(Frozen):
@@ -169,11 +222,13 @@ class HistogramStats(Frozen):
         bounds: Upper bounds in seconds, ascending.
         counts: Observations per bucket (not cumulative); one more than there are bounds.
         sum: The sum of all observations, in seconds.
+        exemplars: The latest of each bucket that has one; none unless the pool has an `exemplar`.
     """
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     sum: float
+    exemplars: tuple[Exemplar, ...] = ()
 
     @property
     def count(self) -> int:
@@ -186,6 +241,7 @@ class HistogramStats(Frozen):
             bounds=self.bounds,
             counts=tuple(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)),
             sum=self.sum + other.sum,
+            exemplars=_latest(self.exemplars + other.exemplars),
         )
 
     def quantile(self, q: float) -> float:

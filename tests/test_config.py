@@ -50,6 +50,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "limits": Limits(),
         "name": None,
         "registry": "default",
+        "exemplar": None,
         "clock": time.monotonic,
     }
 
@@ -182,6 +183,7 @@ BAD: list[tuple[str, object, type[Exception]]] = [
     *[("registry", value, ValueError) for value in ("", "none", "Default")],
     *[("registry", value, TypeError) for value in (5, True, 1.5)],
     *[("clock", value, TypeError) for value in (None, 5, 1.5)],
+    *[("exemplar", value, TypeError) for value in (5, "trace")],
 ]
 
 

@@ -257,7 +257,7 @@ def test_unread_response_refuses_whatever_would_write(way: str, taken: int, scri
     assert response.read(taken) == b"hello"[:taken]
     with pytest.raises(UnreadResponse) as caught:
         WAYS_TO_WRITE[way](conn)
-    for part in ("GET /first?q=1", "201 Created", f"{5 - taken} bytes", "read()", "close()"):
+    for part in ("GET /first?...", "201 Created", f"{5 - taken} bytes", "read()", "close()"):
         assert part in str(caught.value)
     assert isinstance(caught.value, CannotSendRequest)
     assert response.read() == b"hello"[taken:]

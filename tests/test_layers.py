@@ -72,6 +72,7 @@ CORE = (
     "retry",
     "config",
     "forking",
+    "log",
     "leaks",
     "records",
     "expiry",
@@ -87,6 +88,7 @@ CORE = (
 ADAPTERS = ("adapters", "adapters.requests", "adapters.urllib", "adapters.httpx", "adapters.xmlrpc")
 
 CONN_MAY_IMPORT = freely(
+    "log",
     "errors",
     "stats",
     "states",
@@ -102,6 +104,7 @@ CONN_MAY_IMPORT = freely(
 )
 LEDGER_MAY_IMPORT = freely(
     "forking",
+    "log",
     "leaks",
     "errors",
     "stats",
@@ -122,7 +125,7 @@ POOL_MAY_IMPORT = {
 
 # The demo shows the whole package, but nobody pays for it before it runs; among its own files it imports downward.
 DEMO_MAY_IMPORT = lazily(*CORE, *ADAPTERS, "metrics", "testing", "__init__", VERSION)
-BELOW_DEMONSTRATION = freely("demo.options", "demo.api", "demo.load", "demo.screen", "demo.samples")
+BELOW_DEMONSTRATION = freely("demo.options", "demo.api", "demo.load", "demo.screen", "demo.samples", "demo.trouble")
 
 ROOMS: dict[str, Mapping[str, When]] = {
     "errors": {},
@@ -142,6 +145,7 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "retry": freely("errors", "frozen", "stats", "timeouts", "request", "response"),
     "config": freely("errors", "frozen", "timeouts", "wire", "origin", "dial", "retry"),
     "forking": {},
+    "log": {},
     "leaks": freely("forking"),
     "records": freely("leaks", "request", "states", "stats", "conn"),
     "expiry": freely("config", "conn", "records", "stats", "wire"),
@@ -152,7 +156,22 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "upkeep": {**LENDING_MAY_IMPORT, **freely("lending")},
     "pool": POOL_MAY_IMPORT,
     "manager": {**POOL_MAY_IMPORT, **freely("forking", "capacity", "pool")},
-    "metrics": {**freely("stats", VERSION), **typing_only("pool", "manager")},
+    "metrics": {
+        **freely("metrics.collector"),
+        **lazily("metrics.bridge", "metrics.names", "metrics.everybody"),
+        **typing_only("stats", "pool", "manager"),
+    },
+    "metrics.families": freely("stats"),
+    "metrics.fleet": {**freely("stats", "metrics.families"), **typing_only("pool")},
+    "metrics.names": freely("forking", "metrics.fleet"),
+    "metrics.collector": {**freely("stats", "metrics.families", "metrics.fleet", VERSION), **typing_only("pool")},
+    "metrics.instruments": freely("stats", "metrics.families", "metrics.fleet", VERSION),
+    "metrics.flusher": {},
+    "metrics.bridge": {
+        **freely("log", "stats", "metrics.families", "metrics.fleet", "metrics.flusher", "metrics.instruments"),
+        **typing_only("pool"),
+    },
+    "metrics.everybody": freely("log", "metrics.collector"),
     "testing": freely("testing.peer", "testing.steps", "testing.server", "testing.resources", "testing.plugin"),
     "testing.peer": {},
     "testing.steps": freely("testing.peer"),
@@ -161,13 +180,15 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "testing.plugin": freely("testing.server", "testing.resources"),
     "httplib": freely("conn", "response", "errors", "wire"),
     **dict.fromkeys(ADAPTERS, freely("manager", "errors", "timeouts")),
-    "cli": lazily(*CORE, *ADAPTERS, "metrics", "testing", "demo", "__init__", VERSION),
+    "cli": lazily(*CORE, *ADAPTERS, "metrics", "testing", "demo", "dashboards", "__init__", VERSION),
+    "dashboards": {},
     "demo": {**BELOW_DEMONSTRATION, **freely("demo.demonstration", "demo.main")},
     "demo.options": {},
     "demo.api": {**DEMO_MAY_IMPORT, **freely("demo.options")},
     "demo.load": {**DEMO_MAY_IMPORT, **freely("demo.options", "demo.api")},
     "demo.screen": {**DEMO_MAY_IMPORT, **freely("demo.load")},
     "demo.samples": {**DEMO_MAY_IMPORT, **freely("demo.options")},
+    "demo.trouble": {**DEMO_MAY_IMPORT, **freely("demo.api", "demo.load")},
     "demo.demonstration": {**DEMO_MAY_IMPORT, **BELOW_DEMONSTRATION},
     "demo.main": {**DEMO_MAY_IMPORT, **BELOW_DEMONSTRATION, **freely("demo.demonstration")},
     "__main__": freely("cli"),
@@ -177,6 +198,9 @@ ROOMS: dict[str, Mapping[str, When]] = {
 # Whoever has no row here lives on the standard library.
 LIBRARIES: dict[str, Mapping[str, When]] = {
     "metrics": freely("prometheus_client"),
+    "metrics.collector": freely("prometheus_client"),
+    "metrics.instruments": freely("prometheus_client"),
+    "metrics.everybody": freely("prometheus_client"),
     "testing.plugin": freely("pytest"),
     "cli": lazily("trustme", "prometheus_client"),
     "demo.api": lazily("trustme"),
@@ -261,7 +285,7 @@ class ImportFinder(ast.NodeVisitor):
 
 def imports_of(room: str, source: str) -> list[Import]:
     module = PACKAGE if room == "__init__" else f"{PACKAGE}.{room}"
-    is_package = room in {"__init__", "adapters", "testing", "demo"}
+    is_package = room in {"__init__", "adapters", "testing", "demo", "metrics"}
     finder = ImportFinder(module if is_package else module.rpartition(".")[0])
     finder.visit(ast.parse(source))
     return finder.found
@@ -364,7 +388,7 @@ def test_table_points_downward_so_that_no_import_can_go_round_in_a_circle() -> N
         ("pool", "class C:\n    from . import metrics", "may import metrics at LAZY, not at LOAD"),
         ("pool", "if TYPE_CHECKING:\n    pass\nelse:\n    from . import metrics", "at LAZY, not at LOAD"),
         ("pool", "def f():\n    import prometheus_client", "may not import prometheus_client"),
-        ("metrics", "def f():\n    from .pool import ConnectionPool", "may import pool at TYPING, not at LAZY"),
+        ("metrics", "def f():\n    from ..pool import ConnectionPool", "may import pool at TYPING, not at LAZY"),
         ("metrics", "from _typeshed import ReadableBuffer", "may import _typeshed at TYPING, not at LOAD"),
         ("metrics", "import requests", "may not import requests"),
         ("cli", "import prometheus_client", "may import prometheus_client at LAZY, not at LOAD"),
@@ -400,7 +424,7 @@ def test_checker_catches(room: str, source: str, complaint: str) -> None:
         ("conn", "'''from .pool import ConnectionPool'''"),
         ("pool", "def f():\n    from .metrics import register"),
         ("pool", "if typing.TYPE_CHECKING:\n    from .metrics import Collector"),
-        ("metrics", "import prometheus_client.core\nfrom pooledhttp import __version__"),
+        ("metrics.collector", "import prometheus_client.core\nfrom pooledhttp import __version__"),
         ("metrics", "if TYPE_CHECKING:\n    from .manager import PoolManager"),
         ("testing", "from . import steps\nfrom .plugin import audit"),
         ("testing.plugin", "import pytest\nfrom .server import ServerFactory"),

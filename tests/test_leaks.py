@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pooledhttp import leaks
+from pooledhttp import leaks, log
 from pooledhttp.leaks import Watcher, call_stack, render
 from pooledhttp.testing import ResourceAudit
 
@@ -87,8 +87,8 @@ def test_stack_of_a_thread_that_begins_here_ends_here() -> None:
 
 def test_log_takes_texts_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="pooledhttp")
-    leaks.warn("GET /100%s")
-    leaks.inform("GET /%d")
+    log.warning("GET /100%s")
+    log.info("GET /%d")
     assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
         ("pooledhttp", "WARNING", "GET /100%s"),
         ("pooledhttp", "INFO", "GET /%d"),

@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pytest
 import trustme
 from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 import pooledhttp
@@ -45,6 +47,7 @@ from pooledhttp import (
 )
 from pooledhttp.config import PoolOptions
 from pooledhttp.metrics import collector_of
+from pooledhttp.metrics.collector import PoolCollector
 from pooledhttp.stats import (
     AcquireOutcome,
     CloseReason,
@@ -778,16 +781,16 @@ def test_pools_of_different_names_are_apart(shop: Shop, registry: CollectorRegis
 
 def test_pools_beyond_a_hundred_names_share_a_label(shop: Shop, registry: CollectorRegistry) -> None:
     server = shop.server()
-    for at in range(100):
+    for at in range(99):
         shop.pool(server, name=f"tenant{at}")
     assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 0
-    for at in range(100, 103):
+    for at in range(99, 102):
         shop.pool(server, name=f"tenant{at}").request("GET", "/")
     shop.pool(server, name="tenant7").request("GET", "/")
     assert by("outcome", registry, "pooledhttp_requests_total", pool="_other") == {"2xx": 3}
     assert by("outcome", registry, "pooledhttp_requests_total", pool="tenant7") == {"2xx": 1}
     assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 3
-    assert len(pools_shown(registry)) == 101
+    assert len(pools_shown(registry)) == 100
 
 
 def test_names_of_pools_that_are_gone_still_count_as_names(shop: Shop, registry: CollectorRegistry) -> None:
@@ -795,8 +798,16 @@ def test_names_of_pools_that_are_gone_still_count_as_names(shop: Shop, registry:
     for at in range(110):
         shop.droppable(server, name=f"tenant{at}")
     shop.pool(server, name="one more")
-    assert len(pools_shown(registry)) == 101
-    assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 11
+    assert len(pools_shown(registry)) == 100
+    assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 12
+
+
+def test_ten_thousand_origins_make_a_hundred_values_of_the_label(registry: CollectorRegistry) -> None:
+    with pooledhttp.PoolManager(registry=registry) as manager:
+        for at in range(10_000):
+            manager.pool(f"http://tenant{at}.example/")
+        assert len(pools_shown(registry)) == 100
+        assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 10_000 - 99
 
 
 def test_name_that_is_no_text_does_not_break_the_exposition(shop: Shop, registry: CollectorRegistry) -> None:
@@ -939,8 +950,8 @@ def test_pools_that_are_gone_are_forgotten_without_a_scrape(shop: Shop, registry
     for _ in range(1000):
         shop.droppable(server)
     collector = collector_of(registry)
-    assert collector is not None
-    assert len(collector._watched) < 100
+    assert isinstance(collector, PoolCollector)
+    assert len(collector._fleet._watched) < 100
     assert number(registry, "pooledhttp_pools", pool=None) == 1
     assert keeper.request("GET", "/").data == b"ok"
 
@@ -952,6 +963,90 @@ def test_collector_does_not_keep_a_pool_alive(shop: Shop, registry: CollectorReg
     del pool
     gc.collect()
     assert alive() is None
+
+
+# --- exemplars --------------------------------------------------------------------------------------------------------
+
+
+def exemplars(registry: CollectorRegistry, name: str) -> dict[str, tuple[dict[str, str], float]]:
+    """Return what leads to the buckets of a histogram, as an OpenMetrics scrape shows it."""
+    text = openmetrics.generate_latest(registry).decode()
+    return {
+        sample.labels["le"]: (sample.exemplar.labels, sample.exemplar.value)
+        for family in openmetrics_families(text)
+        for sample in family.samples
+        if sample.name == f"{name}_bucket" and sample.exemplar is not None
+    }
+
+
+def test_call_leads_to_its_trace(shop: Shop, registry: CollectorRegistry, clock: Clock) -> None:
+    traces = iter(["fast", "slow", "slower"])
+    pool = shop.pool_to(clock=clock, exemplar=lambda: {"trace_id": next(traces)})
+    pool.request("GET", "/")
+    for seconds in (0.3, 0.4):
+        with pool.stream("GET", "/") as response:
+            response.read()
+            clock.now += seconds
+    found = exemplars(registry, "pooledhttp_request_duration_seconds")
+    assert found["0.005"] == ({"trace_id": "fast"}, 0.0)
+    assert found["0.5"][0] == {"trace_id": "slower"}
+    assert found["0.5"][1] == pytest.approx(0.4)
+    assert found.keys() == {"0.005", "0.5"}
+
+
+def test_call_that_fails_leads_to_its_trace(shop: Shop, registry: CollectorRegistry, clock: Clock) -> None:
+    broken = shop.pool(shop.server([ExpectHead(), Close()]), exemplar=lambda: {"trace_id": "broken"})
+    with pytest.raises(pooledhttp.RemoteDisconnected):
+        broken.request("GET", "/")
+    assert exemplars(registry, "pooledhttp_request_duration_seconds").popitem()[1][0] == {"trace_id": "broken"}
+
+
+def test_wait_leads_to_its_trace(shop: Shop, registry: CollectorRegistry, clock: Clock) -> None:
+    clock.now = 0.0  # so that 0.3 is 0.3
+    pool = shop.pool_to(maxsize=1, clock=clock, exemplar=lambda: {"trace_id": threading.current_thread().name})
+    with pool.connection():
+        waiter = threading.Thread(target=pool.request, args=("GET", "/"), name="waiter", daemon=True)
+        waiter.start()
+        wait_until(lambda: pool.stats().waiting == 1)
+        clock.now += 0.3
+    waiter.join(10)
+    assert not waiter.is_alive()
+    assert exemplars(registry, "pooledhttp_acquire_wait_seconds") == {"0.5": ({"trace_id": "waiter"}, 0.3)}
+
+
+def refuse() -> dict[str, str]:
+    raise RuntimeError("no trace")
+
+
+@pytest.mark.parametrize(
+    "exemplar",
+    [
+        lambda: None,
+        dict,
+        lambda: {"trace_id": "x" * 200},
+        lambda: {"trace_id": 7},
+        lambda: {"trace_id": b"x"},
+        lambda: {"trace_id": ["x"]},
+        lambda: {"trace_id": "\ud800"},
+        lambda: {"trace-id": "x"},
+        lambda: {"tr\u00e4ce": "x"},
+        lambda: {"": "x"},
+        refuse,
+    ],
+    ids=["none", "empty", "too long", "no text", "bytes", "list", "surrogate", "dash", "umlaut", "no name", "raises"],
+)
+def test_exemplar_that_is_none_costs_no_call(exemplar: Any, shop: Shop, registry: CollectorRegistry) -> None:
+    pool = shop.pool_to(exemplar=exemplar)
+    assert pool.request("GET", "/").data == b"ok"
+    assert exemplars(registry, "pooledhttp_request_duration_seconds") == {}
+
+
+def test_exemplars_of_pools_of_one_name_are_the_latest_of_both(shop: Shop, registry: CollectorRegistry) -> None:
+    shop.pool_to(name="shared", exemplar=lambda: {"trace_id": "first"}).request("GET", "/")
+    shop.pool_to(name="shared", exemplar=lambda: {"trace_id": "second"}).request("GET", "/")
+    found = exemplars(registry, "pooledhttp_request_duration_seconds")
+    assert {labels["trace_id"] for labels, _ in found.values()} <= {"first", "second"}
+    assert found
 
 
 # --- a scrape never fails ---------------------------------------------------------------------------------------------
@@ -980,10 +1075,10 @@ def test_pool_can_be_made_by_a_finalizer_that_runs_during_a_scrape(shop: Shop, r
     server = shop.server()
     shop.pool(server)
     collector = collector_of(registry)
-    assert collector is not None
+    assert isinstance(collector, PoolCollector)
 
     def make_a_pool_under_the_lock() -> None:
-        with collector._lock:
+        with collector._fleet._lock:
             shop.pool(server, name="late")
 
     thread = threading.Thread(target=make_a_pool_under_the_lock, daemon=True)
@@ -1000,7 +1095,7 @@ def test_all_pools_of_a_registry_share_one_collector(shop: Shop, registry: Colle
     shop.pool_to()
     collector = collector_of(registry)
     shop.pool_to()
-    assert collector is not None
+    assert isinstance(collector, PoolCollector)
     assert collector_of(registry) is collector
     assert [family.name for family in registry.collect()].count("pooledhttp_pools") == 1
 
@@ -1018,7 +1113,7 @@ def test_collector_can_be_unregistered_and_comes_back_with_the_next_pool(
 ) -> None:
     shop.pool_to().request("GET", "/")
     collector = collector_of(registry)
-    assert collector is not None
+    assert isinstance(collector, PoolCollector)
     registry.unregister(collector)
     assert list(registry.collect()) == []
     shop.pool_to().request("GET", "/")
@@ -1063,7 +1158,7 @@ def test_clash_with_a_metric_of_somebody_else_is_refused(shop: Shop, registry: C
 def test_description_has_the_families_without_samples(shop: Shop, registry: CollectorRegistry) -> None:
     shop.pool_to().request("GET", "/")
     collector = collector_of(registry)
-    assert collector is not None
+    assert isinstance(collector, PoolCollector)
 
     def shape(families: list[Metric]) -> list[tuple[str, str, str]]:
         return [(family.name, family.type, family.documentation) for family in families]
@@ -1148,7 +1243,7 @@ def test_child_of_a_fork_can_scrape_though_another_thread_held_the_locks() -> No
         is_held, let_go = threading.Event(), threading.Event()
 
         def hold():
-            with metrics._lock, metrics.collector_of("default")._lock:
+            with metrics._lock, metrics.collector_of("default")._fleet._lock:
                 is_held.set()
                 let_go.wait(20)
 

@@ -581,8 +581,9 @@ def test_body_that_is_consumed_cannot_be_sent_again(body: BodySource) -> None:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def test_request_shows_method_and_target_without_userinfo() -> None:
-    assert str(made("GET", "http://user:secret@orders/v1?a=b")) == "GET http://orders/v1?a=b"
+def test_request_shows_method_and_target_without_userinfo_and_query() -> None:
+    assert str(made("GET", "http://user:secret@orders/v1?api_key=secret")) == "GET http://orders/v1?..."
+    assert str(made("GET", "/v1")) == "GET /v1"
 
 
 @pytest.mark.parametrize(
@@ -622,3 +623,12 @@ def test_part_of_a_field_becomes_bytes(part: object, encoded: bytes) -> None:
 def test_part_of_a_field_of_another_type_is_refused(wrong: object) -> None:
     with pytest.raises(TypeError, match="must be str, bytes or int"):
         field_bytes(wrong)
+
+
+def test_fields_of_a_mapping_are_taken_once_and_need_no_length() -> None:
+    class Fields(dict[str, str]):
+        def items(self) -> Any:
+            yield "A", "1"
+            yield "B", "2"
+
+    assert made(headers=Fields(A="1", B="2")).head.endswith(b"A: 1\r\nB: 2\r\n\r\n")

@@ -241,9 +241,9 @@ class Peer:
             return
         self._is_write_closed = True
         self._send_close_notify()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the client has gone, and the script's thread has closed the socket
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
-        self.sock.settimeout(self._server.timeout)
+            self.sock.settimeout(self._server.timeout)
 
     def reset(self) -> None:
         """Close with a TCP reset (SO_LINGER 0); a Unix socket knows none and is just closed."""

@@ -1,0 +1,129 @@
+"""Several processes, as they are scraped: the registry that shows them all, and what stands in one that cannot.
+
+In its gauges there is no process that is dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from pooledhttp import log
+
+from .collector import described
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client.core import Metric
+
+# The gauges that end with their process; the counters of a dead one go on counting.
+_LIVE_FILE: Final = re.compile(r"gauge_live[a-z]*_(\d+)\.db")
+# A file that is taken away is gone between its name and its content: that spoils one scrape, and hardly the next.
+_ATTEMPTS: Final = 5
+
+
+class _Everybody(Collector):
+    """Shows what all processes have written, and takes the gauges of those that are gone away before.
+
+    Args:
+        folder: Where the files are.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        # It looks for the folder, and adds the numbers of its files up.
+        self._merge: Callable[..., Iterable[Metric]] = MultiProcessCollector(None, folder).merge  # type: ignore[no-untyped-call]
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: what there is, only the files know."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the families of all processes.
+
+        Raises:
+            OSError, struct.error: The files cannot be read.
+        """
+        self._bury()
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(OSError, struct.error):
+                return self._merged()
+        return self._merged()
+
+    def _merged(self) -> list[Metric]:
+        # A process that begins makes an empty file, and writes into it a moment later: there is nothing in it yet.
+        files = [str(path) for path in Path(self._folder).glob("*.db") if path.stat().st_size]
+        return list(self._merge(files, accumulate=True))
+
+    def _bury(self) -> None:
+        """Take away what dead processes have left."""
+        found = (_LIVE_FILE.fullmatch(path.name) for path in Path(self._folder).iterdir())
+        for process in {int(match[1]) for match in found if match is not None}:
+            if not _is_alive(process):
+                with contextlib.suppress(FileNotFoundError):  # another scrape was faster
+                    mark_process_dead(process, self._folder)  # type: ignore[no-untyped-call]
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's, and there
+        pass
+    # One that was killed keeps its number until its parent asks after it; Linux tells.  Its name, in parentheses, may
+    # have some of its own.
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
+    return True
+
+
+def multiprocess_registry(folder: str | None = None) -> CollectorRegistry:
+    """Return a registry that shows the metrics of all processes, the program's own among them; see `metrics`."""
+    registry = CollectorRegistry()
+    registry.register(_Everybody(os.environ["PROMETHEUS_MULTIPROC_DIR"] if folder is None else folder))
+    return registry
+
+
+class Elsewhere(Collector):
+    """Stands in a registry for what is in the files: keeps the names taken, and says so where it alone is scraped.
+
+    Args:
+        registry: Where it stands.
+    """
+
+    def __init__(self, registry: object) -> None:
+        self._registry = weakref.ref(registry)
+        self._has_said = False
+
+    def describe(self) -> list[Metric]:
+        """Return all families without samples."""
+        return described()
+
+    def collect(self) -> list[Metric]:
+        """Return nothing: the files of all processes are read by others."""
+        if not self._has_said and not self._is_beside_everybody():
+            self._has_said = True
+            log.warning(
+                "PROMETHEUS_MULTIPROC_DIR is set, and a registry was scraped that shows one process: no pool is shown "
+                "there; scrape pooledhttp.metrics.multiprocess_registry()"
+            )
+        return []
+
+    def _is_beside_everybody(self) -> bool:
+        # There is no public way to ask for the others.
+        others = list(getattr(self._registry(), "_collector_to_names", ()))
+        return any(isinstance(other, _Everybody | MultiProcessCollector) for other in others)

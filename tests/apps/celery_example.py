@@ -1,0 +1,43 @@
+"""The example of a celery service, with folders for a broker, and tasks that it sends itself when it is ready.
+
+Environment: BROKER is a folder, TASKS how many; and what the example takes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from celery.signals import worker_ready
+
+FOLDER = os.environ["BROKER"]
+os.environ["BROKER"] = "filesystem://"
+example = Path(__file__).resolve().parents[2] / "examples" / "celery" / "tasks.py"
+spec = importlib.util.spec_from_file_location("tasks", example)
+assert spec is not None
+assert spec.loader is not None
+tasks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tasks)
+
+app = tasks.app
+folders = dict.fromkeys(("data_folder_in", "data_folder_out", "control_folder"), FOLDER)
+app.conf.update(
+    broker_transport_options={**folders, "polling_interval": 0.05},
+    worker_prefetch_multiplier=1,
+    broker_connection_retry_on_startup=True,
+)
+
+
+@app.task
+def stall() -> None:
+    """Ask for what never comes."""
+    tasks.upstream.request("GET", f"/stall/{os.getpid()}", timeout=60.0)
+
+
+@worker_ready.connect
+def begin(**_: object) -> None:
+    """Send the tasks, and one in which its process can be killed."""
+    for _number in range(int(os.environ["TASKS"])):
+        tasks.fetch.delay("/")
+    stall.delay()

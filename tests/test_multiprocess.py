@@ -1,0 +1,1166 @@
+"""Many processes, one /metrics: what is scraped is what was done, whoever forks, ends or is killed.
+
+Each test runs programs of its own, since prometheus_client decides at its import whether there are many processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import pytest
+from prometheus_client import Counter as CounterShown
+from prometheus_client import Histogram as Shown
+from prometheus_client import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.parser import text_string_to_metric_families
+
+from pooledhttp import ConnectionPool, HTTPException
+from pooledhttp.metrics import multiprocess_registry
+from pooledhttp.metrics.flusher import Flusher
+from pooledhttp.metrics.instruments import Distribution, Number
+from pooledhttp.metrics.names import SharedNames, _lock
+from pooledhttp.stats import Histogram
+from pooledhttp.testing import ExpectHead, Peer, Repeat, Respond, ScriptedServer, ServerFactory
+from tests.waits import wait_until
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+
+ROOT = Path(__file__).resolve().parent.parent
+BOUND = 30.0
+ANSWERS = [Repeat((ExpectHead(), Respond(body=b"hello")))]
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "metrics"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def server(scripted_server: ServerFactory) -> ScriptedServer:
+    return scripted_server(default=ANSWERS, timeout=BOUND)
+
+
+def run(program: str, folder: Path, *arguments: object, home: Path | None = None) -> str:
+    """Run a program whose processes share a folder; what it prints comes back, and it must print no complaint."""
+    prelude = f"""
+        import logging, os, signal, sys, threading
+        import prometheus_client, pooledhttp
+        from pooledhttp import ConnectionPool, metrics
+        from pooledhttp.metrics import flush, multiprocess_registry
+
+        def in_children(*works):
+            children = []
+            for work in works:
+                child = os.fork()
+                if not child:
+                    signal.alarm({BOUND:.0f})
+                    try:
+                        work()
+                    except BaseException as fault:
+                        os.write(2, repr(fault).encode())
+                    os._exit(0)
+                children.append(child)
+            for child in children:
+                os.waitpid(child, 0)
+
+        def sample(name, **labels):
+            return multiprocess_registry().get_sample_value(name, labels)
+    """
+    child = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(prelude) + textwrap.dedent(program),
+         *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * BOUND,
+        check=False,
+    )  # fmt: skip
+    assert (child.returncode, child.stderr) == (0, "")
+    return child.stdout
+
+
+def scraped(folder: Path) -> Callable[..., float | None]:
+    """Return what looks up a sample of all processes, as they are now."""
+    registry = multiprocess_registry(str(folder))
+    return lambda name, **labels: registry.get_sample_value(name, labels)
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+def test_counts_of_a_parent_and_its_children_add_up(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+
+        def work(count, and_then=lambda: None):
+            def live():
+                for _ in range(count):
+                    pool.request("GET", "/")
+                assert flush()
+                and_then()
+            return live
+
+        for _ in range(7):  # nobody has written them down when the children begin
+            pool.request("GET", "/")
+        die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        in_children(work(10), work(20), work(30), work(40, die))
+        assert flush()
+        print(sample("pooledhttp_requests_total", pool="p", outcome="2xx"),
+              sample("pooledhttp_acquires_total", pool="p", outcome="opened"),
+              sample("pooledhttp_connection_use_seconds_count", pool="p"),
+              sample("pooledhttp_connections_max", pool="p"), sample("pooledhttp_pools"),
+              sample("pooledhttp_connections", pool="p", state="idle"))
+    """
+    assert run(program, folder, server.port) == "107.0 5.0 107.0 10.0 1.0 1.0\n"
+    assert len(server.requests) == 107
+    # All processes are gone: their counts stay, their gauges do not.
+    value = scraped(folder)
+    assert value("pooledhttp_requests_total", pool="p", outcome="2xx") == 107
+    assert value("pooledhttp_connections_max", pool="p") in {None, 0}
+
+
+def test_every_number_is_the_one_that_a_single_process_would_show(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        from prometheus_client import CollectorRegistry
+        from pooledhttp.metrics.collector import PoolCollector
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", maxsize=2)
+        single = PoolCollector()
+        single.watch(pool, pool._tally)
+        for _ in range(3):
+            pool.request("GET", "/")
+            flush()
+        with pool.connection():
+            pool.request("GET", "/")
+        try:
+            ConnectionPool("127.0.0.1", 1, name="refused").request("GET", "/")
+        except OSError:
+            pass
+        flush()
+
+        def samples(families):
+            return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value
+                    for family in families for sample in family.samples}
+
+        shown = samples(multiprocess_registry().collect())
+        expected = samples(single.collect())
+        for key, value in expected.items():
+            if key[0] not in ("pooledhttp_pools",):
+                assert abs(shown[key] - value) < 1e-9, (key, shown[key], value)
+        print(len(expected), shown["pooledhttp_connect_failures_total", (("pool", "refused"), ("reason", "refused"))])
+        assert not set(key for key in shown if "refused" not in str(key)) - set(expected)
+    """
+    count, refused = run(program, folder, server.port).split()
+    assert int(count) > 90
+    assert refused == "1.0"
+
+
+def test_every_series_is_there_before_anything_has_happened(folder: Path, server: ScriptedServer) -> None:
+    run('ConnectionPool("127.0.0.1", 1, name="p")', folder)
+    value = scraped(folder)
+    assert value("pooledhttp_acquires_total", pool="p", outcome="timeout") == 0
+    assert value("pooledhttp_connections_closed_total", pool="p", reason="leaked") == 0
+    assert value("pooledhttp_acquire_wait_seconds_count", pool="p") == 0
+    assert value("pooledhttp_label_overflow_total") == 0
+
+
+def test_counts_are_written_down_without_being_asked(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        pool.request("GET", "/")
+        end = threading.Event()
+        for _ in range(500):
+            if sample("pooledhttp_requests_total", pool="p", outcome="2xx") == 1:
+                print("shown")
+                break
+            end.wait(0.02)
+        pool.request("GET", "/")
+        os.kill(os.getpid(), signal.SIGKILL) if os.fork() == 0 else os.wait()
+    """
+    assert run(program, folder, server.port) == "shown\n"
+    # The end of the process has written down the second one.
+    assert scraped(folder)("pooledhttp_requests_total", pool="p", outcome="2xx") == 2
+
+
+def test_child_of_multiprocessing_writes_down_its_last_second(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        import multiprocessing
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+
+        def work():
+            pool.request("GET", "/")
+
+        child = multiprocessing.get_context("fork").Process(target=work)
+        child.start()
+        child.join()
+        print(sample("pooledhttp_requests_total", pool="p", outcome="2xx"),
+              sample("pooledhttp_connections_max", pool="p"))
+    """
+    assert run(program, folder, server.port) == "1.0 0.0\n"
+
+
+def test_threads_that_fork_while_others_make_requests_lose_nothing(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        import warnings
+        from concurrent.futures import ThreadPoolExecutor
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", maxsize=4)
+        end = threading.Event()
+
+        def drive():
+            count = 0
+            while not end.is_set():
+                pool.request("GET", "/")
+                count += 1
+            return count
+
+        def child():
+            pool.request("GET", "/")
+            assert flush()
+
+        with ThreadPoolExecutor(3) as executor:
+            drivers = [executor.submit(drive) for _ in range(3)]
+            for _ in range(25):
+                in_children(child)
+            end.set()
+            done = sum(driver.result() for driver in drivers)
+        assert flush()
+        print(sample("pooledhttp_requests_total", pool="p", outcome="2xx") - done)
+    """
+    assert run(program, folder, server.port) == "25.0\n"
+
+
+# --- gauges -----------------------------------------------------------------------------------------------------------
+
+
+def test_process_that_only_forks_has_no_part_in_the_gauges(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", maxsize=3)
+        flush()
+        before = sample("pooledhttp_connections_max", pool="p"), sample("pooledhttp_pools")
+
+        def work():
+            pool.request("GET", "/")
+            flush()
+            print(before, sample("pooledhttp_connections_max", pool="p"), sample("pooledhttp_pools"), flush=True)
+
+        in_children(work)
+        print(sample("pooledhttp_connections_max", pool="p"))
+    """
+    assert run(program, folder, server.port) == "(0.0, 0.0) 3.0 1.0\n0.0\n"
+
+
+def test_oldest_lease_is_that_of_all_processes(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        now = [1000.0]
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", clock=lambda: now[0])
+
+        def work():
+            with pool.connection():
+                now[0] += 50.0
+                flush()
+                print(sample("pooledhttp_oldest_lease_seconds", pool="p"), flush=True)
+
+        with pool.connection():
+            now[0] += 7.0
+            flush()
+            in_children(work)
+            print(sample("pooledhttp_oldest_lease_seconds", pool="p"))
+    """
+    assert run(program, folder, server.port) == "50.0\n7.0\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells a dead process from a living one")
+def test_process_that_nobody_has_asked_after_is_in_no_gauge(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", maxsize=3)
+        child = os.fork()
+        if not child:
+            pool.request("GET", "/")
+            flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        print(sample("pooledhttp_connections_max", pool="p"),
+              sample("pooledhttp_requests_total", pool="p", outcome="2xx"))
+        os.waitpid(child, 0)
+    """
+    assert run(program, folder, server.port) == "0.0 1.0\n"
+
+
+def test_version_is_shown_once(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        def work():
+            pool.request("GET", "/")
+            flush()
+            print(sample("pooledhttp_build_info", version=pooledhttp.__version__), flush=True)
+        in_children(work)
+        in_children(work)
+    """
+    assert run(program, folder, server.port) == "1.0\n1.0\n"
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_processes_together_have_a_hundred_values_of_the_label(folder: Path) -> None:
+    program = r"""
+        def work(number):
+            def live():
+                pools = [ConnectionPool("localhost", 80, name=f"{number}-{name}\nx\u00e9") for name in range(60)]
+                assert flush()
+            return live
+        in_children(*(work(number) for number in range(4)))
+    """
+    run(program, folder)
+    registry = multiprocess_registry(str(folder))
+    names = {sample.labels["pool"] for family in registry.collect() for sample in family.samples
+             if family.name == "pooledhttp_requests"}  # fmt: skip
+    assert len(names) == 100
+    assert "_other" in names
+    assert all(re.fullmatch(r"\d-\d+\nx\u00e9|_other", name) for name in names)
+    assert scraped(folder)("pooledhttp_label_overflow_total") == 4 * 60 - 99
+
+
+def test_lock_that_a_stopped_process_holds_is_not_waited_for_without_a_bound(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pooledhttp.metrics.names._PATIENCE", 0.05)
+    names = SharedNames(str(folder))
+    assert names.admit("first")
+    with (folder / "pooledhttp_names.txt").open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert names.admit("second")  # of this process alone
+    assert names.admit("third")
+    assert (folder / "pooledhttp_names.txt").read_text().split() == ["first", "third"]
+
+
+def test_child_that_is_forked_while_a_name_is_written_does_not_keep_the_lock(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inherited: list[int] = []
+    lock = _lock
+
+    def lock_and_fork(file: BinaryIO) -> None:
+        lock(file)
+        inherited.append(os.dup(file.fileno()))  # what a child would have: the same open file
+
+    monkeypatch.setattr("pooledhttp.metrics.names._lock", lock_and_fork)
+    assert SharedNames(str(folder)).admit("first")
+    with (folder / "pooledhttp_names.txt").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (descriptor,) = inherited
+    os.close(descriptor)
+
+
+def test_file_of_names_that_was_cut_off_costs_one_name(folder: Path) -> None:
+    (folder / "pooledhttp_names.txt").write_bytes(b"first\n\\x8")
+    names = SharedNames(str(folder))
+    assert names.admit("second")
+    assert (folder / "pooledhttp_names.txt").read_bytes() == b"first\n\\x8\nsecond\n"
+    assert SharedNames(str(folder)).admit("first")
+
+
+# --- where something is wrong -----------------------------------------------------------------------------------------
+
+
+def test_default_registry_shows_no_pool_and_says_so_once(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        for _ in range(2):
+            text = prometheus_client.generate_latest().decode()
+            assert "pooledhttp" not in text
+    """
+    said = run(program, folder, server.port)
+    assert said.startswith("pooledhttp WARNING PROMETHEUS_MULTIPROC_DIR is set, and a registry was scraped")
+    assert said.count("\n") == 1
+
+
+def test_registry_of_all_processes_may_be_that_of_the_pools_too(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.multiprocess import MultiProcessCollector
+        own = CollectorRegistry()
+        for registry in (multiprocess_registry(), own):
+            pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", registry=registry)
+            pool.request("GET", "/")
+            assert flush()
+            if registry is own:
+                MultiProcessCollector(registry)
+            print(registry.get_sample_value("pooledhttp_requests_total", {"pool": "p", "outcome": "2xx"}))
+    """
+    assert run(program, folder, server.port) == "1.0\n2.0\n"  # and no warning
+
+
+def test_clash_of_names_is_refused(folder: Path) -> None:
+    program = """
+        registry = prometheus_client.CollectorRegistry()
+        prometheus_client.Counter("pooledhttp_acquires", "mine", registry=registry)
+        try:
+            ConnectionPool("localhost", 80, registry=registry)
+        except ValueError as fault:
+            print("Duplicated" in str(fault))
+    """
+    assert run(program, folder) == "True\n"
+
+
+def test_folder_that_is_not_there_is_told_when_the_first_pool_is_made(tmp_path: Path) -> None:
+    program = """
+        try:
+            ConnectionPool("localhost", 80)
+        except FileNotFoundError as fault:
+            print(fault.filename)
+    """
+    assert run(program, tmp_path / "missing").startswith(str(tmp_path / "missing"))
+
+
+def test_folder_that_vanishes_costs_the_metrics_and_no_request(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        import shutil
+        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+
+        def work():
+            for _ in range(2):
+                print(pool.request("GET", "/").status, flush(), flush=True)
+                print(ConnectionPool("127.0.0.1", int(sys.argv[1]), name="late").request("GET", "/").status)
+            sys.stdout.flush()
+            logging.disable()
+
+        in_children(work)
+        logging.disable()
+    """
+    said = run(program, folder, server.port).splitlines()
+    assert [line for line in said if not line.startswith("WARNING")] == ["200 False", "200"] * 2
+    assert len([line for line in said if line.startswith("WARNING the metrics of this process cannot be")]) == 1
+
+
+def test_folder_that_is_removed_under_a_running_process_is_told_and_a_later_child_uses_the_new_one(
+    folder: Path, server: ScriptedServer
+) -> None:
+    program = """
+        import shutil
+        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        pool.request("GET", "/")
+        print(flush())
+        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        print(pool.request("GET", "/").status, flush(), flush())
+        os.mkdir(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        print(flush(), flush=True)
+
+        def work():
+            pool.request("GET", "/")
+            print(flush(), sample("pooledhttp_requests_total", pool="p", outcome="2xx"), flush=True)
+
+        in_children(work)
+    """
+    said = run(program, folder, server.port).splitlines()
+    (warning,) = [line for line in said if line.startswith("WARNING")]
+    assert re.search(r"\(counter_\d+\.db was removed; they come back with the next start of this process\)$", warning)
+    said.remove(warning)
+    assert said == ["True", "200 False False", "False", "True 1.0"]
+
+
+@pytest.mark.parametrize("fault", [1, 2, 3, 4])
+def test_file_that_cannot_be_opened_once_costs_no_count(folder: Path, server: ScriptedServer, fault: int) -> None:
+    program = """
+        import errno
+        from prometheus_client import mmap_dict
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        pool.request("GET", "/")
+        assert flush()
+        logging.basicConfig(stream=sys.stdout, format="%(levelname)s")
+
+        def work():
+            opened = 0
+            def opening(*arguments):
+                nonlocal opened
+                opened += 1
+                if opened == int(sys.argv[2]):
+                    raise OSError(errno.EMFILE, "Too many open files")
+                return open(*arguments)
+            mmap_dict.open = opening
+            outcomes = []
+            for _ in range(4):
+                pool.request("GET", "/")
+                outcomes.append(flush())
+            print(outcomes[1:], sample("pooledhttp_connections_max", pool="p"), flush=True)
+
+        in_children(work)
+        flush()
+        print(sample("pooledhttp_requests_total", pool="p", outcome="2xx"),
+              sample("pooledhttp_connection_use_seconds_count", pool="p"),
+              sample("pooledhttp_acquires_total", pool="p", outcome="opened"))
+    """
+    assert run(program, folder, server.port, fault) .splitlines() == [
+        "WARNING", "[True, True, True] 20.0", "5.0 5.0 2.0"
+    ]  # fmt: skip
+
+
+def test_full_disk_costs_the_metrics_and_not_the_process(folder: Path, server: ScriptedServer) -> None:
+    """To write into a hole of a mapped file is a SIGBUS there, so it is not tried."""
+    program = """
+        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+        real, is_full = os.statvfs, True
+
+        def statvfs(path):
+            found = list(real(path))
+            found[4] = 0 if is_full else found[4]
+            return os.statvfs_result(found)
+
+        os.statvfs = statvfs
+        port = int(sys.argv[1])
+        pool = ConnectionPool("127.0.0.1", port, name="p")
+        print(pool.request("GET", "/").status, flush(), os.listdir(os.environ["PROMETHEUS_MULTIPROC_DIR"]), flush=True)
+
+        def work():
+            print(pool.request("GET", "/").status, flush(), flush=True)
+            logging.disable()
+
+        in_children(work)
+        is_full = False
+        print(flush(), sample("pooledhttp_requests_total", pool="p", outcome="2xx"))
+        is_full = True
+        print(ConnectionPool("127.0.0.1", port, name="late").request("GET", "/").status, flush(),
+              sample("pooledhttp_requests_total", pool="late", outcome="2xx"))
+        is_full = False
+        print(flush(), sample("pooledhttp_requests_total", pool="late", outcome="2xx"))
+    """
+    said = run(program, folder, server.port).splitlines()
+    warnings = [line for line in said if line.startswith("WARNING")]
+    assert len(warnings) == 2  # of two processes
+    assert all("less than a megabyte is free" in line for line in warnings)
+    assert [line for line in said if line not in warnings] == [
+        "200 False ['pooledhttp_names.txt']",
+        "200 False",
+        "True 1.0",
+        "200 False None",
+        "True 1.0",
+    ]
+
+
+def test_nobody_waits_for_ever_for_a_lock_that_a_fork_has_left_taken(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        pool.request("GET", "/")
+        from pooledhttp.metrics import _bridge as bridge
+        assert flush()
+        is_held, end = threading.Event(), threading.Event()
+
+        def hold():
+            with bridge._lock:
+                is_held.set()
+                end.wait(20)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        is_held.wait()
+        print(pool.request("GET", "/").status, flush(0.05))
+        end.set()
+        holder.join()
+        print(flush(), sample("pooledhttp_requests_total", pool="p", outcome="2xx"))
+    """
+    assert run(program, folder, server.port) == "200 False\nTrue 2.0\n"
+
+
+@pytest.mark.parametrize("has_pool", [True, False])
+def test_child_works_though_a_lock_of_prometheus_client_is_taken_for_ever(
+    folder: Path, server: ScriptedServer, has_pool: bool
+) -> None:
+    program = """
+        from prometheus_client import values
+        import pooledhttp.metrics.bridge as room
+        room._PATIENCE = 0.1  # of the end of a process
+        (lock,) = [cell.cell_contents for cell in values.ValueClass.inc.__closure__
+                   if isinstance(cell.cell_contents, type(threading.Lock()))]
+        port, has_pool = int(sys.argv[1]), sys.argv[2] == "True"
+
+        def pool_named(name):
+            return ConnectionPool("127.0.0.1", port, name=name)
+
+        pool = pool_named("p") if has_pool else None
+
+        def make_one():
+            pool_named("new").close()
+            print("made", flush=True)
+
+        def write_down():
+            (pool or pool_named("p")).prune()
+            print(flush(0.1), flush=True)
+
+        def end():
+            (pool or pool_named("p")).prune()
+            metrics._bridge.close()
+            print("ended", flush=True)
+
+        def work():
+            print((pool or pool_named("p")).request("GET", "/").status)
+            print(pool_named("new").request("GET", "/").status)
+            print(flush(0.1), flush=True)
+
+        with lock:  # as another thread would have it, in the middle of an inc()
+            for each in (make_one, write_down, end, work):
+                in_children(each)
+        print(pool_named("p").request("GET", "/").status, flush())
+    """
+    said = run(program, folder, server.port, has_pool).splitlines()
+    assert said == ["made", "False", "ended", "200", "200", "False", "200 True"]
+
+
+# --- forks in the way of the thread -----------------------------------------------------------------------------------
+
+
+def test_threads_that_fork_at_the_same_time_leave_no_lock_and_the_thread_at_work(
+    folder: Path, server: ScriptedServer
+) -> None:
+    program = """
+        import warnings
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        first_is_inside, second_is_over = threading.Event(), threading.Event()
+
+        def pause():  # hooks run in the reverse order before a fork: behind that of the bridge, which comes later
+            if threading.current_thread().name == "first":
+                first_is_inside.set()
+                second_is_over.wait(20)
+
+        os.register_at_fork(before=pause)
+        import pooledhttp.metrics.bridge as room
+        room._FORK_PATIENCE = 0.05
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        pool.request("GET", "/")
+        assert flush()
+
+        def fork():
+            in_children(lambda: None)
+
+        first = threading.Thread(target=fork, name="first")
+        first.start()
+        first_is_inside.wait(20)
+        second = threading.Thread(target=fork)
+        second.start()
+        second.join()
+        second_is_over.set()
+        first.join()
+        bridge = metrics._bridge
+        print(bridge._flusher.is_alive, bridge._thread_lock.acquire(blocking=False), bridge._lock.acquire(timeout=20))
+        bridge._lock.release()
+        bridge._thread_lock.release()
+        pool.prune(everything=True)
+        print(pool.request("GET", "/").status, flush(), bridge._forks)
+    """
+    assert run(program, folder, server.port) == "True True True\n200 True {}\n"
+
+
+def test_exception_of_a_signal_in_the_way_of_a_fork_leaves_no_lock(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        sys.unraisablehook = lambda _: None  # where the interpreter shows it
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        pool.request("GET", "/")
+        bridge = metrics._bridge
+        ended = bridge._flusher
+
+        def end(seconds):
+            raise KeyboardInterrupt
+
+        ended.end = end
+        in_children(lambda: None)
+        del ended.end
+        ended.end(20)
+        taken = []
+
+        def take():
+            taken.append(bridge._thread_lock.acquire(blocking=False) and bridge._lock.acquire(timeout=20))
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join()
+        print(taken)
+        sys.stdout.flush()
+        os._exit(0)
+    """
+    assert run(program, folder, server.port) == "[True]\n"
+
+
+def test_fork_in_the_thread_of_the_metrics_itself_does_no_harm(folder: Path, server: ScriptedServer) -> None:
+    """A clock of the user is asked there, and may do anything."""
+    program = """
+        import time, warnings
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        shall_fork = []
+
+        def clock():
+            if shall_fork and threading.current_thread().name == "pooledhttp-metrics":
+                shall_fork.clear()
+                in_children(lambda: None)
+            return time.monotonic()
+
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", clock=clock)
+        pool.request("GET", "/")
+        assert flush()
+        shall_fork.append(True)
+        flush()
+        print(shall_fork, pool.request("GET", "/").status, flush(), metrics._bridge._thread_lock.acquire(timeout=0),
+              sample("pooledhttp_requests_total", pool="p", outcome="2xx"))
+    """
+    assert run(program, folder, server.port) == "[] 200 True True 2.0\n"
+
+
+def test_flush_is_not_lost_when_another_thread_forks(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        import warnings
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        pool.request("GET", "/")
+        end = threading.Event()
+        outcomes = set()
+
+        def write_down():
+            while not end.is_set():
+                outcomes.add(flush(20))
+
+        thread = threading.Thread(target=write_down)
+        thread.start()
+        for _ in range(300):
+            child = os.fork()
+            if not child:
+                os._exit(0)
+            os.waitpid(child, 0)
+        end.set()
+        thread.join()
+        print(outcomes)
+    """
+    assert run(program, folder, server.port) == "{True}\n"
+
+
+def test_request_for_a_look_that_comes_after_the_last_one_is_answered() -> None:
+    may_end = threading.Event()
+    flusher = Flusher(lambda: may_end.wait(BOUND))
+    answers: list[bool | None] = []
+    asking = threading.Thread(target=lambda: answers.append(flusher.look_now(BOUND)))
+    flusher._is_ending = True
+    flusher._wake.set()
+    wait_until(lambda: flusher._is_ending)
+    asking.start()
+    wait_until(lambda: bool(flusher._requests) or bool(answers))
+    may_end.set()
+    flusher.end(BOUND)
+    asking.join(BOUND)
+    assert answers in ([True], [None])
+    assert not flusher.is_alive
+    assert flusher.look_now(BOUND) is None
+
+
+def test_flush_of_a_child_tells_the_truth(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", maxsize=1, max_waiters=0)
+
+        def work():
+            with pool.connection():  # of the child's own
+                try:
+                    pool.request("GET", "/")
+                except pooledhttp.PoolFull:
+                    pass
+            metrics._bridge.close()
+            pool.request("GET", "/")  # over the connection that is there: nothing is started
+            print(metrics._bridge._flusher, flush(),
+                  sample("pooledhttp_requests_total", pool="p", outcome="2xx"),
+                  sample("pooledhttp_acquires_total", pool="p", outcome="rejected"),
+                  sample("pooledhttp_connections_max", pool="p"), flush=True)
+
+        def without_a_connection():
+            pools = [ConnectionPool("127.0.0.1", 1, name=f"p{number}") for number in range(120)]
+            print(flush(), sample("pooledhttp_label_overflow_total"), flush=True)
+
+        def without_threads():
+            def start(thread):
+                raise RuntimeError("can't start new thread")
+            threading.Thread.start = start
+            pool.request("GET", "/")
+            print(flush(), flush=True)
+
+        for each in (work, without_a_connection, without_threads):
+            in_children(each)
+    """
+    assert run(program, folder, server.port).splitlines() == ["None True 1.0 1.0 0.0", "True 22.0", "False"]
+
+
+def test_child_has_no_thread_before_its_first_connection(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        names = lambda: [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+        print(names())
+        pool.request("GET", "/")
+        print(names())
+        def work():
+            print(names())
+            pool.request("GET", "/")
+            print(names(), flush=True)
+        sys.stdout.flush()
+        in_children(work)
+        print(names())
+    """
+    ours = "['pooledhttp-metrics']"
+    assert run(program, folder, server.port).splitlines() == ["[]", ours, "[]", ours, ours]
+
+
+def test_greenlets_share_the_thread_of_the_metrics(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        from gevent import monkey
+        monkey.patch_all()
+        import os, sys, gevent
+        from pooledhttp import ConnectionPool
+        from pooledhttp.metrics import flush, multiprocess_registry
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", maxsize=2)
+        gevent.joinall([gevent.spawn(pool.request, "GET", "/") for _ in range(6)], raise_error=True)
+        child = os.fork()
+        if not child:
+            pool.request("GET", "/")
+            flush()
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(flush())
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(server.port)],
+        cwd=ROOT,
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        check=False,
+    )
+    assert (child.returncode, child.stdout, child.stderr) == (0, "True\n", "")
+    assert scraped(folder)("pooledhttp_requests_total", pool="p", outcome="2xx") == 7
+
+
+# --- inside prometheus_client -----------------------------------------------------------------------------------------
+
+
+def test_observations_are_added_many_at_a_time() -> None:
+    counted = Histogram((0.1, 1.0))
+    shown = Shown("seconds", "x", registry=None, buckets=(0.1, 1.0))
+    distribution = Distribution(shown, (0.1, 1.0))
+    for values in ([0.05, 0.1, 5.0], [0.5], []):
+        counted.observe_all(values)
+        distribution.show(counted.freeze(), counted.sum)
+    buckets = {sample.labels["le"]: sample.value for family in shown.collect() for sample in family.samples
+               if sample.name == "seconds_bucket"}  # fmt: skip
+    total = next(sample.value for family in shown.collect() for sample in family.samples if sample.name.endswith("sum"))
+    assert buckets == {"0.1": 2, "1.0": 3, "+Inf": 4}
+    assert total == counted.sum == 5.65
+
+
+def test_observations_are_added_one_by_one_to_a_histogram_with_another_inside() -> None:
+    seen: list[float] = []
+
+    class Another:
+        def observe(self, seconds: float) -> None:
+            seen.append(seconds)
+
+    counted = Histogram((0.1, 1.0))
+    counted.observe_all([0.05, 0.1, 4.85])
+    Distribution(Another(), (0.1, 1.0)).show(counted.freeze(), counted.sum)  # type: ignore[arg-type]
+    assert seen == [0.1, 0.1, 2.0]
+
+
+def test_counter_that_went_down_for_a_moment_adds_nothing_twice() -> None:
+    shown = CounterShown("events", "x", registry=None)
+    number = Number(shown)
+    for count in (3, 2, 3, 4):
+        number.show(count)
+    assert [
+        sample.value for family in shown.collect() for sample in family.samples if sample.name == "events_total"
+    ] == [4]
+
+
+# --- gunicorn and celery, by the examples -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def program(*arguments: str, home: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run a module as a program; give it and its log; end it and its children, by force if need be."""
+    log = home / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process, log
+    except BaseException as fault:
+        fault.add_note(log.read_text(errors="replace"))
+        raise
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(BOUND)
+
+
+class Watcher:
+    """Scrapes again and again, as Prometheus does, and remembers every counter that went down.
+
+    Args:
+        scrape: Returns the text of /metrics.
+    """
+
+    def __init__(self, scrape: Callable[[], str]) -> None:
+        self._scrape = scrape
+        self._before: Samples = {}
+        self._lock = threading.Lock()  # one scrape after the other
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.fell: list[object] = []
+        self.scrapes = 0
+
+    def look(self) -> Samples:
+        """Scrape once; return all samples."""
+        with self._lock:
+            found: Samples = {}
+            counters: Samples = {}
+            for family in text_string_to_metric_families(self._scrape()):
+                for sample in family.samples:
+                    key = sample.name, tuple(sorted(sample.labels.items()))
+                    found[key] = sample.value
+                    if family.type in {"counter", "histogram"}:
+                        counters[key] = sample.value
+            self.fell += [(key, before, counters.get(key)) for key, before in self._before.items()
+                          if counters.get(key, -1) < before]  # fmt: skip
+            self._before = counters
+            self.scrapes += 1
+            return found
+
+    def _run(self) -> None:
+        while not self._end.wait(0.05):
+            self.look()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(BOUND)
+
+
+def requests_of(samples: Samples) -> float:
+    return sum(value for (name, labels), value in samples.items()
+               if name == "pooledhttp_requests_total" and ("pool", "upstream") in labels)  # fmt: skip
+
+
+def limit_of(samples: Samples) -> float | None:
+    return samples.get(("pooledhttp_connections_max", (("pool", "upstream"),)))
+
+
+def scraper_of(folder: Path) -> Callable[[], str]:
+    registry = multiprocess_registry(str(folder))
+    return lambda: generate_latest(registry).decode()
+
+
+def metrics_of(front: ConnectionPool) -> Callable[[], str]:
+    def scrape() -> str:
+        return front.request("GET", "/metrics").data.decode()
+
+    return scrape
+
+
+def test_gunicorn_loses_no_more_than_the_last_second_of_a_worker_that_is_killed(
+    server: ScriptedServer, folder: Path, tmp_path: Path
+) -> None:
+    listening = tmp_path / "listening"
+    served: Counter[int] = Counter()
+    lock = threading.Lock()
+    environment = {
+        "UPSTREAM": f"{server.host}:{server.port}",
+        "PROMETHEUS_MULTIPROC_DIR": str(folder),
+        "BIND": f"unix:{listening}",
+    }
+    arguments = ["--config=examples/gunicorn/gunicorn.conf.py", "--chdir=examples/gunicorn",
+                 f"--worker-tmp-dir={tmp_path}", "app:app"]  # fmt: skip
+    with (
+        program("gunicorn", *arguments, home=tmp_path, **environment) as (process, log),
+        ThreadPoolExecutor(8) as executor,
+    ):
+        wait_until(lambda: log.read_text().count("Booting worker") == 4)
+
+        def ask(_: int = 0) -> int | None:
+            # A connection for each call: the kernel chooses the worker.
+            with contextlib.suppress(OSError, HTTPException), ConnectionPool(
+                "gunicorn", uds=str(listening), timeout=BOUND, registry=None, max_requests=1
+            ) as front:  # fmt: skip
+                response = front.request("GET", "/", retry=None)
+                assert (response.status, response.data) == (200, b"hello")
+                worker = int(response.headers["X-Worker"])
+                with lock:
+                    served[worker] += 1
+                return worker
+            return None
+
+        def load(count: int) -> None:
+            list(executor.map(ask, range(count)))
+
+        with ConnectionPool("gunicorn", uds=str(listening), timeout=BOUND, registry=None) as front:
+            own = Watcher(scraper_of(folder))  # one that outlives the workers
+            with own:
+                load(200)
+                while len(served) < 4:
+                    load(20)
+                wait_until(lambda: requests_of(own.look()) == served.total(), pause=0.05)
+                looked = Watcher(metrics_of(front)).look()
+                assert requests_of(looked) == served.total()  # any worker answers for all of them
+                assert limit_of(looked) == 16
+
+                # One is killed in the midst of its work.
+                victim = min(served)
+                exact, before = served.total(), served[victim]
+                while served[victim] == before:
+                    ask()
+                os.kill(victim, signal.SIGKILL)
+                lost_at_most = served[victim] - before
+                wait_until(lambda: log.read_text().count("Booting worker") == 5)
+                wait_until(lambda: limit_of(own.look()) == 12, pause=0.05)
+                load(100)
+                while len(served) < 5:
+                    load(20)
+                wait_until(lambda: limit_of(own.look()) == 16, pause=0.05)
+                wait_until(lambda: requests_of(own.look()) >= served.total() - lost_at_most, pause=0.05)
+                assert exact < served.total() - lost_at_most <= requests_of(own.look()) <= served.total()
+        process.terminate()
+        assert process.wait(BOUND) == 0
+    # The workers have written down their last second, and are in no gauge any more.
+    after = own.look()
+    assert served.total() - lost_at_most <= requests_of(after) <= served.total()
+    assert limit_of(after) in {None, 0}
+    assert own.fell == []
+    assert own.scrapes > 10
+
+
+def test_celery_loses_no_more_than_the_last_second_of_a_process_that_is_killed(
+    scripted_server: ServerFactory, folder: Path, tmp_path: Path
+) -> None:
+    def answer(peer: Peer) -> None:
+        while True:
+            if peer.read_request().target.startswith("/stall/"):
+                peer.read_to_end()
+                return
+            peer.send(Respond(body=b"hello").encode())
+
+    server = scripted_server(default=answer, timeout=BOUND)
+    broker = tmp_path / "broker"
+    broker.mkdir()
+    environment = {
+        "UPSTREAM": f"{server.host}:{server.port}",
+        "PROMETHEUS_MULTIPROC_DIR": str(folder),
+        "BROKER": str(broker),
+        "TASKS": "40",
+        "METRICS": f"127.0.0.1:{free_port()}",
+    }
+    arguments = ["worker", "--pool=prefork", "--concurrency=4", "--loglevel=INFO", "--without-gossip",
+                 "--without-mingle", "--without-heartbeat"]  # fmt: skip
+    with program("celery", "--app=tests.apps.celery_example", *arguments, home=tmp_path, **environment) as (
+        process,
+        log,
+    ):
+        host, port = environment["METRICS"].split(":")
+        wait_until(lambda: log.read_text().count("succeeded in") == 40, pause=0.05)
+        with ConnectionPool(host, int(port), timeout=BOUND, registry=None) as front:
+            watcher = Watcher(metrics_of(front))
+            wait_until(lambda: requests_of(watcher.look()) == 40, pause=0.05)
+            at_work = limit_of(watcher.look())
+            assert at_work in {4, 8, 12, 16}  # each process that has had a task, and nobody else
+            # In the midst of a task: one that waits for the next would take celery's own lock along.
+            server.wait_until(lambda: any(request.target != "/" for request in server.requests))
+            victim = next(int(request.target.split("/")[2]) for request in server.requests if request.target != "/")
+            before = children_of(process.pid)
+            assert str(victim) in before
+            os.kill(victim, signal.SIGKILL)
+            wait_until(lambda: limit_of(watcher.look()) == at_work - 4, pause=0.05)
+            wait_until(lambda: len(children_of(process.pid) - before) == 1, pause=0.05)
+            assert requests_of(watcher.look()) == 40
+            assert watcher.fell == []
+        process.terminate()
+        try:
+            assert process.wait(BOUND / 2) == 0
+        except subprocess.TimeoutExpired:
+            # celery itself, after the death of one of its processes: rarely, and then for ever.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(BOUND)
+    after = Watcher(scraper_of(folder)).look()
+    assert requests_of(after) == len(server.requests) - 1 == 40
+    assert limit_of(after) in {None, 0}
+
+
+def children_of(process: int) -> set[str]:
+    threads = Path(f"/proc/{process}/task").iterdir()
+    return {child for thread in threads for child in (thread / "children").read_text(encoding="ascii").split()}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+# --- the registry of all processes ------------------------------------------------------------------------------------
+
+
+def test_file_that_a_process_is_just_making_does_not_spoil_the_scrape(folder: Path, server: ScriptedServer) -> None:
+    run('ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p").request("GET", "/")', folder, server.port)
+    (folder / "counter_1.db").touch()  # that of a process which is there
+    assert scraped(folder)("pooledhttp_requests_total", pool="p", outcome="2xx") == 1
+
+
+def test_file_that_vanishes_during_a_scrape_does_not_spoil_it(
+    folder: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run('ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p").request("GET", "/")', folder, server.port)
+    fleeting = folder / "counter_1.db"
+    fleeting.write_bytes(bytes(16))
+    merge = MultiProcessCollector.merge
+
+    def vanishing(files: list[str], accumulate: bool = True) -> object:
+        fleeting.unlink(missing_ok=True)
+        return merge(files, accumulate)
+
+    monkeypatch.setattr(MultiProcessCollector, "merge", staticmethod(vanishing))
+    registry = multiprocess_registry(str(folder))
+    assert registry.get_sample_value("pooledhttp_requests_total", {"pool": "p", "outcome": "2xx"}) == 1
+
+
+def test_file_that_is_broken_is_told(folder: Path, server: ScriptedServer) -> None:
+    registry = multiprocess_registry(str(folder))
+    (folder / "counter_1.db").write_bytes(b"x")
+    with pytest.raises(struct.error):
+        registry.get_sample_value("pooledhttp_pools", {})
+
+
+def test_registry_of_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="PROMETHEUS_MULTIPROC_DIR"):
+        multiprocess_registry(str(tmp_path / "missing"))
