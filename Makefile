@@ -21,7 +21,7 @@ ALONE := .venvs/bench-alone
 
 run := $(VENV)/bin/python -m
 
-.PHONY: help demo test lint unit test-all bench bench-guard format clean FORCE
+.PHONY: help demo test lint unit test-all bench bench-guard dashboards pictures format clean FORCE
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | while IFS='	' read -r target text; do \
@@ -39,10 +39,11 @@ lint: $(VENV)/ready-for-test ## ruff (rules and formatting) and mypy
 	$(run) mypy
 
 # Two processes, however many cores there are: tests of many threads need room. A file's tests stay together, since
-# they share what is dear to make.
+# they share what is dear to make. A process that ends (at a test's timeout, say) is not replaced: by file, xdist would
+# then wait for ever for the tests that it took with it.
 unit: $(VENV)/ready-for-test ## the tests alone, with coverage
 	$(run) coverage erase
-	$(run) coverage run -m pytest --numprocesses 2 --dist loadfile
+	$(run) coverage run -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
 	$(run) coverage combine --quiet
 	$(run) coverage report
 
@@ -68,6 +69,14 @@ bench: $(VENV)/ready-for-bench $(ALONE)/ready ## measure this client and others 
 
 bench-guard: $(VENV)/ready-for-test ## count the instructions of the hot path, and compare them with those stored
 	@$(run) benchmarks.guard $(ARGS)
+
+dashboards: $(VENV)/ready-for-test ## write the dashboards, rules and alerts anew from dashboards/generator
+	@$(run) dashboards.generator
+
+pictures: $(VENV)/ready-for-test ## run the live proof of the dashboards, and draw their panels from it into docs/
+	@$(call install,demo$(comma)test$(comma)pictures)
+	@mkdir -p docs/dashboards
+	POOLEDHTTP_DRAW=docs/dashboards $(run) pytest tests/test_live.py
 
 format: $(VENV)/ready-for-test ## let ruff format the tree and mend what it can
 	$(run) ruff check --fix-only

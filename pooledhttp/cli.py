@@ -1,4 +1,4 @@
-"""The command line: ``pooledhttp demo`` and ``pooledhttp --version``.
+"""The command line: ``pooledhttp demo``, ``pooledhttp dashboards`` and ``pooledhttp --version``.
 
 Its one job is to turn arguments into checked settings; what a command does stands in a room of its own, imported when
 the command runs, so that ``--help`` and a typing mistake cost nothing.  A value that makes no sense is refused here,
@@ -49,7 +49,30 @@ def _parser() -> argparse.ArgumentParser:
             "Exit status: 0 if all of it holds, 1 if something does not, 2 for wrong arguments, 130 after Ctrl-C."
         ),
     ))  # fmt: skip
+    _add_dashboards(commands.add_parser(
+        "dashboards",
+        help="write the Grafana dashboards, the rules and alerts for Prometheus, and the runbook into a folder",
+        description=(
+            "Write the Grafana dashboards, the recording rules and alerts for Prometheus with their unit tests, the "
+            "runbook, and a compose file that shows all of it at work. Exit status: 0 if all was written, 1 if not, "
+            "2 for wrong arguments."
+        ),
+    ))  # fmt: skip
     return parser
+
+
+def _add_dashboards(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to; it is made if it is not there")
+    parser.add_argument("--force", action="store_true", help="overwrite files that differ")
+    parser.set_defaults(command=_dashboards)
+
+
+def _dashboards(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from .dashboards import write
+
+    return write(Path(options.out), overwrites=options.force)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -84,18 +107,32 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--port", type=_count(0, 65535), default=0, metavar="PORT", help="port of /metrics (default: any free one)"
     )
     view.add_argument(
+        "--bind",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="local address of /metrics; 0.0.0.0: all of them (default: 127.0.0.1)",
+    )
+    view.add_argument(
         "--serve", action="store_true", help="then stay up under a light load, for Prometheus, until Ctrl-C or SIGTERM"
+    )
+    view.add_argument(
+        "--trouble",
+        choices=("saturated", "stale", "refused", "leak"),
+        help="with --serve: what is wrong meanwhile, to see it on the dashboards: pools too small for a slow API, an "
+        "API that hangs up on kept-alive connections, one that is gone, code that forgets to give back",
     )
     view.add_argument(
         "--plain", action="store_true", help="a line a second instead of the live table (default without a terminal)"
     )
     view.add_argument("--quiet", action="store_true", help="no progress at all, only what comes before and after it")
-    parser.set_defaults(command=_demo)
+    parser.set_defaults(command=_demo, refuse=parser.error)
 
 
 def _demo(options: argparse.Namespace) -> int:
     from .demo import DemoOptions, run
 
+    if options.trouble is not None and not options.serve:
+        options.refuse("--trouble is shown while the demo stays up: give --serve too")
     return run(
         DemoOptions(
             duration=options.duration,
@@ -105,7 +142,9 @@ def _demo(options: argparse.Namespace) -> int:
             has_https=options.https,
             has_faults=options.faults,
             port=options.port,
+            address=options.bind,
             stays_up=options.serve,
+            trouble=options.trouble,
             is_plain=options.plain,
             is_quiet=options.quiet,
         )

@@ -29,6 +29,7 @@ from pooledhttp.demo import Api, DemoOptions, Fault, Latencies, Ledger, Load, Ro
 from pooledhttp.demo import api as api_room
 from pooledhttp.stats import Tally, freeze
 from pooledhttp.testing import ResourceAudit
+from tests.waits import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 STRICT = ("-W", "error::ResourceWarning")
@@ -211,6 +212,41 @@ def test_serving_demo_that_is_ended_early_still_sums_up() -> None:
     assert "not judged, the load was cut short" in out
 
 
+TROUBLES = {
+    "saturated": (r'pooledhttp_acquires_total\{outcome="timeout",pool="[^"]+"\} [1-9]', "pending_acquires"),
+    "stale": (r'pooledhttp_stale_connections_total\{outcome="raised",pool="[^"]+"\} [1-9]', 'outcome="retried"'),
+    "refused": (r'pooledhttp_connect_failures_total\{pool="[^"]+",reason="refused"\} [1-9]', 'reason="dns"'),
+    "leak": (r'pooledhttp_leaked_connections_total\{pool="[^"]+"\} ([2-9]|\d\d)', "oldest_lease_seconds"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_serving_demo_in_trouble_shows_it_and_its_checks_before_it(trouble: str) -> None:
+    pattern, also = TROUBLES[trouble]
+    arguments = ("--duration", "2", "--workers", "8", "--pool-size", "3", "--no-https", "--serve", "--quiet")
+    with started("demo", *arguments, "--trouble", trouble) as process:
+        address = read_until(process, r"(http://127\.0\.0\.1:\d+/metrics)")[1]
+        read_until(process, "all of it holds")
+        read_until(process, f"staying up, {trouble}")
+        wait_until(lambda: bool(re.search(pattern, text_at(address))), pause=0.05)
+        assert also in text_at(address)
+        process.terminate()
+        assert process.wait(BOUND) == 0
+
+
+def text_at(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=BOUND) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def test_trouble_is_for_a_demo_that_stays_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["demo", "--trouble", "leak"])
+    assert ended.value.code == 2
+    assert "give --serve too" in capsys.readouterr().err
+
+
 def test_interrupted_demo_ends_with_130() -> None:
     with started("demo", "--duration", "60", "--no-https") as process:
         read_until(process, r"req/s")
@@ -339,8 +375,8 @@ def test_help_tells_every_option_and_the_exit_statuses(capsys: pytest.CaptureFix
         cli.main(["demo", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--duration", "--workers", "--pool-size", "--seed", "--no-https", "--faults", "--port", "--serve",
-                   "--plain", "--quiet"):  # fmt: skip
+    for option in ("--duration", "--workers", "--pool-size", "--seed", "--no-https", "--faults", "--port", "--bind",
+                   "--serve", "--trouble", "--plain", "--quiet"):  # fmt: skip
         assert option in text
     assert "Exit status: 0 if all of it holds" in " ".join(text.split())
 
@@ -354,7 +390,8 @@ def test_arguments_become_the_options_of_the_demo(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(demo, "run", run)
     given = (
-        "demo --duration 1.5 --workers 3 --pool-size 2 --seed 9 --no-https --faults --port 8 --serve --plain --quiet"
+        "demo --duration 1.5 --workers 3 --pool-size 2 --seed 9 --no-https --faults --port 8 --bind 0.0.0.0 --serve "
+        "--trouble leak --plain --quiet"
     )
     assert cli.main(given.split()) == 5
     assert cli.main(["demo"]) == 5
@@ -367,7 +404,9 @@ def test_arguments_become_the_options_of_the_demo(monkeypatch: pytest.MonkeyPatc
             has_https=False,
             has_faults=True,
             port=8,
+            address="0.0.0.0",
             stays_up=True,
+            trouble="leak",
             is_plain=True,
             is_quiet=True,
         ),

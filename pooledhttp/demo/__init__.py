@@ -5,8 +5,8 @@ through one `PoolManager`, `Screen` shows how it goes, and `run` ends with a sum
 agree is printed, and the exit status is 1.
 
 This file only names what there is.  From below: `options` (what was asked for), `api`, `load`, `screen`, `samples`
-(what /metrics has to show), `demonstration` (one run and its checks), `main` (from start to end).  The rest of
-pooledhttp, and every third party, is imported when the demo runs.
+(what /metrics has to show), `trouble` (what may be wrong while it stays up), `demonstration` (one run and its checks),
+`main` (from start to end).  The rest of pooledhttp, and every third party, is imported when the demo runs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .screen import (
     table,
     wrapped,
 )
+from .trouble import Trouble
 
 __all__ = [
     "Api",
@@ -42,6 +43,7 @@ __all__ = [
     "Row",
     "Screen",
     "Signals",
+    "Trouble",
     "Verdict",
     "can_be_live",
     "content_of",

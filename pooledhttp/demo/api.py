@@ -84,6 +84,8 @@ class Api:
         answered: How many requests it answered, the truncated answers included.
         received_bytes: How many bytes its clients sent, under TLS without the encryption.
         is_behaving: Whether it injects no faults, or no more.
+        answer_seconds: How long it takes for each answer.
+        hang_up_share: On how many of the requests over a kept-alive connection it hangs up instead of answering.
     """
 
     def __init__(self, *, tls: ssl.SSLContext | None = None, seed: str | None = None) -> None:
@@ -98,6 +100,7 @@ class Api:
         self.faults: Counter[str] = Counter()
         self.accepted = self.answered = self.received_bytes = 0
         self.is_behaving = seed is None
+        self.answer_seconds = self.hang_up_share = 0.0
         self._listener = socket.create_server((HOST, 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         self.origin = f"{'http' if tls is None else 'https'}://{HOST}:{self.port}"
@@ -160,8 +163,14 @@ class Api:
                         return
                 sock.do_handshake()
             received = b""
+            is_kept_alive = False
             while (request := self._receive(sock, received)) is not None:
                 answer, size, received = request
+                if is_kept_alive and self.hang_up_share and choice.random() < self.hang_up_share:
+                    return
+                is_kept_alive = True
+                if self.answer_seconds:
+                    time.sleep(self.answer_seconds)  # the work that an answer would take
                 if not self._reply(sock, answer, self._fault(choice, size), choice):
                     return
         except OSError:

@@ -18,6 +18,7 @@ from .load import Ledger, Load, total_of
 from .options import CALL_SECONDS, SLICE, DemoOptions, Signals
 from .samples import differences, expected_samples, scrape
 from .screen import Row, Screen, counted, format_share, plain_line, progress_bar, table, wrapped
+from .trouble import Trouble, in_trouble
 
 if TYPE_CHECKING:
     from pooledhttp.manager import PoolManager
@@ -40,6 +41,10 @@ class Verdict:
         self._screen.say(f"  {'ok  ' if holds else 'FAIL'} {text}")
         if not holds:
             self._screen.say(*(f"       {line}" for line in otherwise))
+
+    def conclude(self) -> None:
+        """Print how all of it ended."""
+        self._screen.say("", "all of it holds" if self.is_good else "NOT ALL OF IT HOLDS: see FAIL above")
 
 
 class Demo:
@@ -73,11 +78,11 @@ class Demo:
         with Load(self.manager, self.ledgers, workers=self.options.workers, seed=seed):
             return self._watch(self.options.duration)
 
-    def stay_up(self, seed: int) -> None:
-        """Keep up a light load until somebody wants an end."""
+    def stay_up(self, seed: int, trouble: Trouble | None = None) -> None:
+        """Keep up a light load until somebody wants an end, in trouble if that was asked for."""
         load = Load(self.manager, self.ledgers, workers=self.options.workers, seed=seed)
         load.pause = _LIGHT_PAUSE
-        with load:
+        with in_trouble(trouble, self.apis, self.manager, load), load:
             self._watch(None)
 
     def _watch(self, seconds: float | None) -> bool:

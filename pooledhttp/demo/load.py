@@ -20,6 +20,7 @@ from .options import CALL_SECONDS
 
 if TYPE_CHECKING:
     from pooledhttp.manager import PoolManager
+    from pooledhttp.timeouts import Timeout
 
 _PAUSE: Final = 0.002  # mean seconds that a worker does nothing between two calls
 
@@ -100,6 +101,8 @@ class Load:
 
     Attributes:
         pause: Mean seconds between two calls of a worker.
+        timeout: The limits of each call: a number is the total in seconds.
+        has_keys: Whether a POST says that it may be delivered twice; without it a POST is never sent again.
     """
 
     # How often each kind of call is made, and how many bytes its answer has.
@@ -108,6 +111,8 @@ class Load:
 
     def __init__(self, manager: PoolManager, ledgers: Mapping[str, Ledger], *, workers: int, seed: int) -> None:
         self.pause = _PAUSE
+        self.timeout: Timeout | float = CALL_SECONDS
+        self.has_keys = True
         self._manager = manager
         self._ledgers = ledgers
         self._origins = sorted(ledgers)
@@ -172,12 +177,11 @@ class Load:
 
     def _exchange(self, url: str, kind: str, token: str, expected: bytes) -> tuple[int, bytes]:
         if kind == "STREAM":
-            with self._manager.stream("GET", url, timeout=CALL_SECONDS) as streamed:
+            with self._manager.stream("GET", url, timeout=self.timeout) as streamed:
                 return streamed.status, b"".join(streamed)
         if kind == "POST":
-            # The key says that a second delivery does no harm; without it a POST is never sent again.
-            headers = {"Idempotency-Key": token}
-            response = self._manager.request("POST", url, expected, headers, timeout=CALL_SECONDS)
+            headers = {"Idempotency-Key": token} if self.has_keys else {}
+            response = self._manager.request("POST", url, expected, headers, timeout=self.timeout)
         else:
-            response = self._manager.request("GET", url, timeout=CALL_SECONDS)
+            response = self._manager.request("GET", url, timeout=self.timeout)
         return response.status, response.data

@@ -15,9 +15,10 @@ from typing import TextIO
 
 from .api import Api, make_tls
 from .demonstration import Demo, Verdict
-from .options import HOST, DemoOptions, Signals
+from .options import DemoOptions, Signals
 from .samples import metrics_endpoint
-from .screen import Screen, can_be_live
+from .screen import Screen, can_be_live, table
+from .trouble import LEAK_AFTER, Trouble
 
 
 def run(options: DemoOptions, *, out: TextIO | None = None) -> int:
@@ -48,15 +49,17 @@ def _run(options: DemoOptions, screen: Screen, stack: contextlib.ExitStack) -> i
     stack.callback(screen.settle)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     try:
-        metrics_port = stack.enter_context(metrics_endpoint(options.port))
+        metrics_port = stack.enter_context(metrics_endpoint(options.port, options.address))
     except ModuleNotFoundError as missing:
         screen.say(f"/metrics needs {missing.name}, which is not installed: pip install prometheus-client")
         return 1
     except OSError as fault:
-        screen.say(f"/metrics cannot be served at {HOST}:{options.port}: {fault.strerror}")
+        screen.say(f"/metrics cannot be served at {options.address}:{options.port}: {fault.strerror}")
         return 1
     apis, client_tls = _start_apis(options, seed, screen, stack)
-    manager = stack.enter_context(PoolManager(maxsize=options.pool_size, ssl_context=client_tls))
+    trouble = None if options.trouble is None else Trouble(options.trouble)
+    leak_after = LEAK_AFTER if trouble is Trouble.LEAK else None
+    manager = stack.enter_context(PoolManager(maxsize=options.pool_size, ssl_context=client_tls, leak_after=leak_after))
     for api in apis:
         manager.pool(api.origin)  # so that each has its numbers from the start
     faults = ", with faults" if options.has_faults else ""
@@ -64,7 +67,7 @@ def _run(options: DemoOptions, screen: Screen, stack: contextlib.ExitStack) -> i
         f"pooledhttp {__version__} demo: {options.workers} workers, {options.pool_size} connections an origin at most, "
         f"seed {seed}{faults}",
         f"  API      {' and '.join(api.origin for api in apis)}",
-        f"  metrics  http://{HOST}:{metrics_port}/metrics",
+        f"  metrics  http://{options.address}:{metrics_port}/metrics",
         "",
     )
     demo = Demo(options, apis=apis, manager=manager, screen=screen, signals=signals)
@@ -76,6 +79,13 @@ def _run(options: DemoOptions, screen: Screen, stack: contextlib.ExitStack) -> i
     behaviour = [api.is_behaving for api in apis]
     demo.settle()
     demo.show_the_rule(verdict)
+    if trouble is not None:
+        demo.summarize(verdict, metrics_port, is_whole=is_whole)  # in trouble, little of it would hold
+        verdict.conclude()
+        screen.say("", f"staying up, {trouble}, for Prometheus; end it with Ctrl-C, or: kill {os.getpid()}")
+        demo.stay_up(seed + 1, trouble)
+        screen.say(*(f"  {line}" for line in table(demo.rows())))
+        return 0 if verdict.is_good else 1
     if options.stays_up and not signals.is_interrupted:
         for api, is_behaving in zip(apis, behaviour, strict=True):
             api.is_behaving = is_behaving
@@ -83,7 +93,7 @@ def _run(options: DemoOptions, screen: Screen, stack: contextlib.ExitStack) -> i
         demo.stay_up(seed + 1)
         demo.settle()
     demo.summarize(verdict, metrics_port, is_whole=is_whole)
-    screen.say("", "all of it holds" if verdict.is_good else "NOT ALL OF IT HOLDS: see FAIL above")
+    verdict.conclude()
     return 0 if verdict.is_good else 1
 
 

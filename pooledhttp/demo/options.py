@@ -28,7 +28,9 @@ class DemoOptions:
         has_https: Whether to call the API over HTTPS too.
         has_faults: Whether the API misbehaves.
         port: Port of /metrics; 0: any free one.
+        address: The local address of /metrics.
         stays_up: Whether to stay up under a light load until a signal.
+        trouble: What is wrong while it stays up, see `trouble.Trouble`; ``None``: nothing.
         is_plain: Whether to print lines although there is a terminal.
         is_quiet: Whether to show no progress.
     """
@@ -40,7 +42,9 @@ class DemoOptions:
     has_https: bool = True
     has_faults: bool = False
     port: int = 0
+    address: str = HOST
     stays_up: bool = False
+    trouble: str | None = None
     is_plain: bool = False
     is_quiet: bool = False
 

@@ -102,8 +102,12 @@ def scrape(port: int) -> dict[Key, float]:
 
 
 @contextlib.contextmanager
-def metrics_endpoint(port: int) -> Iterator[int]:
+def metrics_endpoint(port: int, address: str = HOST) -> Iterator[int]:
     """Serve the default registry, as a program of a user would; gives the port.
+
+    Args:
+        port: TCP port; 0: any free one.
+        address: The local address; an empty one: all of them.
 
     Raises:
         ModuleNotFoundError: prometheus_client is not installed.
@@ -111,7 +115,7 @@ def metrics_endpoint(port: int) -> Iterator[int]:
     """
     from prometheus_client import start_http_server
 
-    server, thread = start_http_server(port, addr=HOST)
+    server, thread = start_http_server(port, addr=address)
     try:
         yield server.server_port
     finally:
