@@ -9,8 +9,8 @@ from xml.sax.saxutils import escape
 from .peers import Group
 from .report import Row
 
-_WIDTH: Final = 760
-_LABELS: Final = 260  # of the width, left of the bars
+_WIDTH: Final = 800
+_LABELS: Final = 300  # of the width, left of the bars
 _VALUES: Final = 60  # right of them
 _HEAD: Final = 54
 _STEP: Final = 26
