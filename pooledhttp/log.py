@@ -7,8 +7,9 @@ a lease names its request; of any other, no line has more than its method and th
 `logging` costs 5 ms to import and few programs need it from us, so it is imported when there is something to say; and
 who has never imported it has not asked for DEBUG either.  Never called under a pool's lock: a handler may do anything.
 
-To ask whether anybody listens takes no lock: connections are opened and closed where signals and other threads raise
-exceptions, and one that arrives inside `logging` may leave its lock taken for ever.
+To ask whether anybody listens takes no lock, but for the first time after somebody has imported `logging`: connections
+are opened and closed where signals and other threads raise exceptions, and one that arrives inside `logging` may leave
+its lock taken for ever.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Many processes, one /metrics: what is scraped is what was done, whoever forks, ends or is killed.
 
-Each test runs programs of its own, since prometheus_client decides at its import whether there are many processes.
+What is inside one of them has a room of its own, test_bridge.  Each test runs programs, see `tests.processes`.
 """
 
 from __future__ import annotations
@@ -23,25 +23,22 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 import pytest
-from prometheus_client import Counter as CounterShown
-from prometheus_client import Histogram as Shown
 from prometheus_client import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from pooledhttp import ConnectionPool, HTTPException
+from pooledhttp.forking import uncut
 from pooledhttp.metrics import multiprocess_registry
-from pooledhttp.metrics.flusher import Flusher
-from pooledhttp.metrics.instruments import Distribution, Number
+from pooledhttp.metrics.fleet import Fleet
 from pooledhttp.metrics.names import SharedNames, _lock
-from pooledhttp.stats import Histogram
+from pooledhttp.stats import Tally
 from pooledhttp.testing import ExpectHead, Peer, Repeat, Respond, ScriptedServer, ServerFactory
-from tests.waits import wait_until
+from tests.processes import ROOT, run, scraped
+from tests.waits import BOUND, wait_until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 
-ROOT = Path(__file__).resolve().parent.parent
-BOUND = 30.0
 ANSWERS = [Repeat((ExpectHead(), Respond(body=b"hello")))]
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -56,53 +53,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(scripted_server: ServerFactory) -> ScriptedServer:
     return scripted_server(default=ANSWERS, timeout=BOUND)
-
-
-def run(program: str, folder: Path, *arguments: object, home: Path | None = None) -> str:
-    """Run a program whose processes share a folder; what it prints comes back, and it must print no complaint."""
-    prelude = f"""
-        import logging, os, signal, sys, threading
-        import prometheus_client, pooledhttp
-        from pooledhttp import ConnectionPool, metrics
-        from pooledhttp.metrics import flush, multiprocess_registry
-
-        def in_children(*works):
-            children = []
-            for work in works:
-                child = os.fork()
-                if not child:
-                    signal.alarm({BOUND:.0f})
-                    try:
-                        work()
-                    except BaseException as fault:
-                        os.write(2, repr(fault).encode())
-                    os._exit(0)
-                children.append(child)
-            for child in children:
-                os.waitpid(child, 0)
-
-        def sample(name, **labels):
-            return multiprocess_registry().get_sample_value(name, labels)
-    """
-    child = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(prelude) + textwrap.dedent(program),
-         *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=2 * BOUND,
-        check=False,
-    )  # fmt: skip
-    assert (child.returncode, child.stderr) == (0, "")
-    return child.stdout
-
-
-def scraped(folder: Path) -> Callable[..., float | None]:
-    """Return what looks up a sample of all processes, as they are now."""
-    registry = multiprocess_registry(str(folder))
-    return lambda name, **labels: registry.get_sample_value(name, labels)
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------
@@ -360,8 +310,8 @@ def test_child_that_is_forked_while_a_name_is_written_does_not_keep_the_lock(
     inherited: list[int] = []
     lock = _lock
 
-    def lock_and_fork(file: BinaryIO) -> None:
-        lock(file)
+    def lock_and_fork(file: BinaryIO, patience: float) -> None:
+        lock(file, patience)
         inherited.append(os.dup(file.fileno()))  # what a child would have: the same open file
 
     monkeypatch.setattr("pooledhttp.metrics.names._lock", lock_and_fork)
@@ -372,528 +322,74 @@ def test_child_that_is_forked_while_a_name_is_written_does_not_keep_the_lock(
     os.close(descriptor)
 
 
+def test_lock_that_was_waited_for_in_vain_is_not_waited_for_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    is_taken = True
+
+    def lock(_: BinaryIO, patience: float) -> None:
+        waits.append(patience)
+        if is_taken:
+            raise BlockingIOError
+
+    monkeypatch.setattr("pooledhttp.metrics.names._lock", lock)
+    names = SharedNames(str(folder))
+    assert all(names.admit(name) for name in "abab")
+    is_taken = False
+    assert names.admit("c")
+    is_taken = True
+    assert names.admit("d")
+    assert waits == [1.0, 0.0, 0.0, 1.0]
+
+
+def test_name_is_asked_for_without_a_lock_that_others_want(scripted_server: ServerFactory) -> None:
+    """Whoever decides may wait for another process."""
+    seen: list[int] = []
+
+    class Names:
+        def admit(self, _: str) -> bool:
+            other = threading.Thread(target=lambda: seen.append(fleet.totals().open_pools))
+            other.start()
+            other.join(BOUND)
+            return True
+
+        def renew_after_fork(self) -> None:
+            """Nothing of it is a process's."""
+
+    fleet = Fleet(Names())
+    with ConnectionPool("127.0.0.1", scripted_server().port, registry=None) as pool:
+        assert fleet.watch(pool, Tally()) == pool.name
+    assert seen == [0]
+
+
+def test_no_fork_cuts_the_writing_of_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked: list[bool] = []
+
+    def lock(_: BinaryIO, __: float) -> None:
+        marked.append(threading.get_ident() in uncut._depths)
+
+    monkeypatch.setattr("pooledhttp.metrics.names._lock", lock)
+    assert SharedNames(str(folder)).admit("first")
+    assert marked == [True]
+
+
+def test_first_pool_without_a_name_of_its_own_is_counted_at_once(folder: Path) -> None:
+    program = """
+        pools = [ConnectionPool("localhost", 80, name=f"p{number}") for number in range(101)]
+        print(sample("pooledhttp_label_overflow_total"),
+              sample("pooledhttp_requests_total", pool="_other", outcome="2xx"))
+        print(flush(), sample("pooledhttp_label_overflow_total"))
+    """
+    assert run(program, folder) == "1.0 0.0\nTrue 2.0\n"
+
+
 def test_file_of_names_that_was_cut_off_costs_one_name(folder: Path) -> None:
     (folder / "pooledhttp_names.txt").write_bytes(b"first\n\\x8")
     names = SharedNames(str(folder))
     assert names.admit("second")
     assert (folder / "pooledhttp_names.txt").read_bytes() == b"first\n\\x8\nsecond\n"
     assert SharedNames(str(folder)).admit("first")
-
-
-# --- where something is wrong -----------------------------------------------------------------------------------------
-
-
-def test_default_registry_shows_no_pool_and_says_so_once(folder: Path, server: ScriptedServer) -> None:
-    program = """
-        logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
-        for _ in range(2):
-            text = prometheus_client.generate_latest().decode()
-            assert "pooledhttp" not in text
-    """
-    said = run(program, folder, server.port)
-    assert said.startswith("pooledhttp WARNING PROMETHEUS_MULTIPROC_DIR is set, and a registry was scraped")
-    assert said.count("\n") == 1
-
-
-def test_registry_of_all_processes_may_be_that_of_the_pools_too(folder: Path, server: ScriptedServer) -> None:
-    program = """
-        from prometheus_client import CollectorRegistry
-        from prometheus_client.multiprocess import MultiProcessCollector
-        own = CollectorRegistry()
-        for registry in (multiprocess_registry(), own):
-            pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", registry=registry)
-            pool.request("GET", "/")
-            assert flush()
-            if registry is own:
-                MultiProcessCollector(registry)
-            print(registry.get_sample_value("pooledhttp_requests_total", {"pool": "p", "outcome": "2xx"}))
-    """
-    assert run(program, folder, server.port) == "1.0\n2.0\n"  # and no warning
-
-
-def test_clash_of_names_is_refused(folder: Path) -> None:
-    program = """
-        registry = prometheus_client.CollectorRegistry()
-        prometheus_client.Counter("pooledhttp_acquires", "mine", registry=registry)
-        try:
-            ConnectionPool("localhost", 80, registry=registry)
-        except ValueError as fault:
-            print("Duplicated" in str(fault))
-    """
-    assert run(program, folder) == "True\n"
-
-
-def test_folder_that_is_not_there_is_told_when_the_first_pool_is_made(tmp_path: Path) -> None:
-    program = """
-        try:
-            ConnectionPool("localhost", 80)
-        except FileNotFoundError as fault:
-            print(fault.filename)
-    """
-    assert run(program, tmp_path / "missing").startswith(str(tmp_path / "missing"))
-
-
-def test_folder_that_vanishes_costs_the_metrics_and_no_request(folder: Path, server: ScriptedServer) -> None:
-    program = """
-        import shutil
-        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
-        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-
-        def work():
-            for _ in range(2):
-                print(pool.request("GET", "/").status, flush(), flush=True)
-                print(ConnectionPool("127.0.0.1", int(sys.argv[1]), name="late").request("GET", "/").status)
-            sys.stdout.flush()
-            logging.disable()
-
-        in_children(work)
-        logging.disable()
-    """
-    said = run(program, folder, server.port).splitlines()
-    assert [line for line in said if not line.startswith("WARNING")] == ["200 False", "200"] * 2
-    assert len([line for line in said if line.startswith("WARNING the metrics of this process cannot be")]) == 1
-
-
-def test_folder_that_is_removed_under_a_running_process_is_told_and_a_later_child_uses_the_new_one(
-    folder: Path, server: ScriptedServer
-) -> None:
-    program = """
-        import shutil
-        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
-        pool.request("GET", "/")
-        print(flush())
-        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-        print(pool.request("GET", "/").status, flush(), flush())
-        os.mkdir(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-        print(flush(), flush=True)
-
-        def work():
-            pool.request("GET", "/")
-            print(flush(), sample("pooledhttp_requests_total", pool="p", outcome="2xx"), flush=True)
-
-        in_children(work)
-    """
-    said = run(program, folder, server.port).splitlines()
-    (warning,) = [line for line in said if line.startswith("WARNING")]
-    assert re.search(r"\(counter_\d+\.db was removed; they come back with the next start of this process\)$", warning)
-    said.remove(warning)
-    assert said == ["True", "200 False False", "False", "True 1.0"]
-
-
-@pytest.mark.parametrize("fault", [1, 2, 3, 4])
-def test_file_that_cannot_be_opened_once_costs_no_count(folder: Path, server: ScriptedServer, fault: int) -> None:
-    program = """
-        import errno
-        from prometheus_client import mmap_dict
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
-        pool.request("GET", "/")
-        assert flush()
-        logging.basicConfig(stream=sys.stdout, format="%(levelname)s")
-
-        def work():
-            opened = 0
-            def opening(*arguments):
-                nonlocal opened
-                opened += 1
-                if opened == int(sys.argv[2]):
-                    raise OSError(errno.EMFILE, "Too many open files")
-                return open(*arguments)
-            mmap_dict.open = opening
-            outcomes = []
-            for _ in range(4):
-                pool.request("GET", "/")
-                outcomes.append(flush())
-            print(outcomes[1:], sample("pooledhttp_connections_max", pool="p"), flush=True)
-
-        in_children(work)
-        flush()
-        print(sample("pooledhttp_requests_total", pool="p", outcome="2xx"),
-              sample("pooledhttp_connection_use_seconds_count", pool="p"),
-              sample("pooledhttp_acquires_total", pool="p", outcome="opened"))
-    """
-    assert run(program, folder, server.port, fault) .splitlines() == [
-        "WARNING", "[True, True, True] 20.0", "5.0 5.0 2.0"
-    ]  # fmt: skip
-
-
-def test_full_disk_costs_the_metrics_and_not_the_process(folder: Path, server: ScriptedServer) -> None:
-    """To write into a hole of a mapped file is a SIGBUS there, so it is not tried."""
-    program = """
-        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
-        real, is_full = os.statvfs, True
-
-        def statvfs(path):
-            found = list(real(path))
-            found[4] = 0 if is_full else found[4]
-            return os.statvfs_result(found)
-
-        os.statvfs = statvfs
-        port = int(sys.argv[1])
-        pool = ConnectionPool("127.0.0.1", port, name="p")
-        print(pool.request("GET", "/").status, flush(), os.listdir(os.environ["PROMETHEUS_MULTIPROC_DIR"]), flush=True)
-
-        def work():
-            print(pool.request("GET", "/").status, flush(), flush=True)
-            logging.disable()
-
-        in_children(work)
-        is_full = False
-        print(flush(), sample("pooledhttp_requests_total", pool="p", outcome="2xx"))
-        is_full = True
-        print(ConnectionPool("127.0.0.1", port, name="late").request("GET", "/").status, flush(),
-              sample("pooledhttp_requests_total", pool="late", outcome="2xx"))
-        is_full = False
-        print(flush(), sample("pooledhttp_requests_total", pool="late", outcome="2xx"))
-    """
-    said = run(program, folder, server.port).splitlines()
-    warnings = [line for line in said if line.startswith("WARNING")]
-    assert len(warnings) == 2  # of two processes
-    assert all("less than a megabyte is free" in line for line in warnings)
-    assert [line for line in said if line not in warnings] == [
-        "200 False ['pooledhttp_names.txt']",
-        "200 False",
-        "True 1.0",
-        "200 False None",
-        "True 1.0",
-    ]
-
-
-def test_nobody_waits_for_ever_for_a_lock_that_a_fork_has_left_taken(folder: Path, server: ScriptedServer) -> None:
-    program = """
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
-        pool.request("GET", "/")
-        from pooledhttp.metrics import _bridge as bridge
-        assert flush()
-        is_held, end = threading.Event(), threading.Event()
-
-        def hold():
-            with bridge._lock:
-                is_held.set()
-                end.wait(20)
-
-        holder = threading.Thread(target=hold)
-        holder.start()
-        is_held.wait()
-        print(pool.request("GET", "/").status, flush(0.05))
-        end.set()
-        holder.join()
-        print(flush(), sample("pooledhttp_requests_total", pool="p", outcome="2xx"))
-    """
-    assert run(program, folder, server.port) == "200 False\nTrue 2.0\n"
-
-
-@pytest.mark.parametrize("has_pool", [True, False])
-def test_child_works_though_a_lock_of_prometheus_client_is_taken_for_ever(
-    folder: Path, server: ScriptedServer, has_pool: bool
-) -> None:
-    program = """
-        from prometheus_client import values
-        import pooledhttp.metrics.bridge as room
-        room._PATIENCE = 0.1  # of the end of a process
-        (lock,) = [cell.cell_contents for cell in values.ValueClass.inc.__closure__
-                   if isinstance(cell.cell_contents, type(threading.Lock()))]
-        port, has_pool = int(sys.argv[1]), sys.argv[2] == "True"
-
-        def pool_named(name):
-            return ConnectionPool("127.0.0.1", port, name=name)
-
-        pool = pool_named("p") if has_pool else None
-
-        def make_one():
-            pool_named("new").close()
-            print("made", flush=True)
-
-        def write_down():
-            (pool or pool_named("p")).prune()
-            print(flush(0.1), flush=True)
-
-        def end():
-            (pool or pool_named("p")).prune()
-            metrics._bridge.close()
-            print("ended", flush=True)
-
-        def work():
-            print((pool or pool_named("p")).request("GET", "/").status)
-            print(pool_named("new").request("GET", "/").status)
-            print(flush(0.1), flush=True)
-
-        with lock:  # as another thread would have it, in the middle of an inc()
-            for each in (make_one, write_down, end, work):
-                in_children(each)
-        print(pool_named("p").request("GET", "/").status, flush())
-    """
-    said = run(program, folder, server.port, has_pool).splitlines()
-    assert said == ["made", "False", "ended", "200", "200", "False", "200 True"]
-
-
-# --- forks in the way of the thread -----------------------------------------------------------------------------------
-
-
-def test_threads_that_fork_at_the_same_time_leave_no_lock_and_the_thread_at_work(
-    folder: Path, server: ScriptedServer
-) -> None:
-    program = """
-        import warnings
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        first_is_inside, second_is_over = threading.Event(), threading.Event()
-
-        def pause():  # hooks run in the reverse order before a fork: behind that of the bridge, which comes later
-            if threading.current_thread().name == "first":
-                first_is_inside.set()
-                second_is_over.wait(20)
-
-        os.register_at_fork(before=pause)
-        import pooledhttp.metrics.bridge as room
-        room._FORK_PATIENCE = 0.05
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
-        pool.request("GET", "/")
-        assert flush()
-
-        def fork():
-            in_children(lambda: None)
-
-        first = threading.Thread(target=fork, name="first")
-        first.start()
-        first_is_inside.wait(20)
-        second = threading.Thread(target=fork)
-        second.start()
-        second.join()
-        second_is_over.set()
-        first.join()
-        bridge = metrics._bridge
-        print(bridge._flusher.is_alive, bridge._thread_lock.acquire(blocking=False), bridge._lock.acquire(timeout=20))
-        bridge._lock.release()
-        bridge._thread_lock.release()
-        pool.prune(everything=True)
-        print(pool.request("GET", "/").status, flush(), bridge._forks)
-    """
-    assert run(program, folder, server.port) == "True True True\n200 True {}\n"
-
-
-def test_exception_of_a_signal_in_the_way_of_a_fork_leaves_no_lock(folder: Path, server: ScriptedServer) -> None:
-    program = """
-        sys.unraisablehook = lambda _: None  # where the interpreter shows it
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
-        pool.request("GET", "/")
-        bridge = metrics._bridge
-        ended = bridge._flusher
-
-        def end(seconds):
-            raise KeyboardInterrupt
-
-        ended.end = end
-        in_children(lambda: None)
-        del ended.end
-        ended.end(20)
-        taken = []
-
-        def take():
-            taken.append(bridge._thread_lock.acquire(blocking=False) and bridge._lock.acquire(timeout=20))
-
-        thread = threading.Thread(target=take)
-        thread.start()
-        thread.join()
-        print(taken)
-        sys.stdout.flush()
-        os._exit(0)
-    """
-    assert run(program, folder, server.port) == "[True]\n"
-
-
-def test_fork_in_the_thread_of_the_metrics_itself_does_no_harm(folder: Path, server: ScriptedServer) -> None:
-    """A clock of the user is asked there, and may do anything."""
-    program = """
-        import time, warnings
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        shall_fork = []
-
-        def clock():
-            if shall_fork and threading.current_thread().name == "pooledhttp-metrics":
-                shall_fork.clear()
-                in_children(lambda: None)
-            return time.monotonic()
-
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", clock=clock)
-        pool.request("GET", "/")
-        assert flush()
-        shall_fork.append(True)
-        flush()
-        print(shall_fork, pool.request("GET", "/").status, flush(), metrics._bridge._thread_lock.acquire(timeout=0),
-              sample("pooledhttp_requests_total", pool="p", outcome="2xx"))
-    """
-    assert run(program, folder, server.port) == "[] 200 True True 2.0\n"
-
-
-def test_flush_is_not_lost_when_another_thread_forks(folder: Path, server: ScriptedServer) -> None:
-    program = """
-        import warnings
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
-        pool.request("GET", "/")
-        end = threading.Event()
-        outcomes = set()
-
-        def write_down():
-            while not end.is_set():
-                outcomes.add(flush(20))
-
-        thread = threading.Thread(target=write_down)
-        thread.start()
-        for _ in range(300):
-            child = os.fork()
-            if not child:
-                os._exit(0)
-            os.waitpid(child, 0)
-        end.set()
-        thread.join()
-        print(outcomes)
-    """
-    assert run(program, folder, server.port) == "{True}\n"
-
-
-def test_request_for_a_look_that_comes_after_the_last_one_is_answered() -> None:
-    may_end = threading.Event()
-    flusher = Flusher(lambda: may_end.wait(BOUND))
-    answers: list[bool | None] = []
-    asking = threading.Thread(target=lambda: answers.append(flusher.look_now(BOUND)))
-    flusher._is_ending = True
-    flusher._wake.set()
-    wait_until(lambda: flusher._is_ending)
-    asking.start()
-    wait_until(lambda: bool(flusher._requests) or bool(answers))
-    may_end.set()
-    flusher.end(BOUND)
-    asking.join(BOUND)
-    assert answers in ([True], [None])
-    assert not flusher.is_alive
-    assert flusher.look_now(BOUND) is None
-
-
-def test_flush_of_a_child_tells_the_truth(folder: Path, server: ScriptedServer) -> None:
-    program = """
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", maxsize=1, max_waiters=0)
-
-        def work():
-            with pool.connection():  # of the child's own
-                try:
-                    pool.request("GET", "/")
-                except pooledhttp.PoolFull:
-                    pass
-            metrics._bridge.close()
-            pool.request("GET", "/")  # over the connection that is there: nothing is started
-            print(metrics._bridge._flusher, flush(),
-                  sample("pooledhttp_requests_total", pool="p", outcome="2xx"),
-                  sample("pooledhttp_acquires_total", pool="p", outcome="rejected"),
-                  sample("pooledhttp_connections_max", pool="p"), flush=True)
-
-        def without_a_connection():
-            pools = [ConnectionPool("127.0.0.1", 1, name=f"p{number}") for number in range(120)]
-            print(flush(), sample("pooledhttp_label_overflow_total"), flush=True)
-
-        def without_threads():
-            def start(thread):
-                raise RuntimeError("can't start new thread")
-            threading.Thread.start = start
-            pool.request("GET", "/")
-            print(flush(), flush=True)
-
-        for each in (work, without_a_connection, without_threads):
-            in_children(each)
-    """
-    assert run(program, folder, server.port).splitlines() == ["None True 1.0 1.0 0.0", "True 22.0", "False"]
-
-
-def test_child_has_no_thread_before_its_first_connection(folder: Path, server: ScriptedServer) -> None:
-    program = """
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
-        names = lambda: [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-        print(names())
-        pool.request("GET", "/")
-        print(names())
-        def work():
-            print(names())
-            pool.request("GET", "/")
-            print(names(), flush=True)
-        sys.stdout.flush()
-        in_children(work)
-        print(names())
-    """
-    ours = "['pooledhttp-metrics']"
-    assert run(program, folder, server.port).splitlines() == ["[]", ours, "[]", ours, ours]
-
-
-def test_greenlets_share_the_thread_of_the_metrics(folder: Path, server: ScriptedServer) -> None:
-    program = """
-        from gevent import monkey
-        monkey.patch_all()
-        import os, sys, gevent
-        from pooledhttp import ConnectionPool
-        from pooledhttp.metrics import flush, multiprocess_registry
-        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", maxsize=2)
-        gevent.joinall([gevent.spawn(pool.request, "GET", "/") for _ in range(6)], raise_error=True)
-        child = os.fork()
-        if not child:
-            pool.request("GET", "/")
-            flush()
-            os._exit(0)
-        os.waitpid(child, 0)
-        print(flush())
-    """
-    child = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(server.port)],
-        cwd=ROOT,
-        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=BOUND,
-        check=False,
-    )
-    assert (child.returncode, child.stdout, child.stderr) == (0, "True\n", "")
-    assert scraped(folder)("pooledhttp_requests_total", pool="p", outcome="2xx") == 7
-
-
-# --- inside prometheus_client -----------------------------------------------------------------------------------------
-
-
-def test_observations_are_added_many_at_a_time() -> None:
-    counted = Histogram((0.1, 1.0))
-    shown = Shown("seconds", "x", registry=None, buckets=(0.1, 1.0))
-    distribution = Distribution(shown, (0.1, 1.0))
-    for values in ([0.05, 0.1, 5.0], [0.5], []):
-        counted.observe_all(values)
-        distribution.show(counted.freeze(), counted.sum)
-    buckets = {sample.labels["le"]: sample.value for family in shown.collect() for sample in family.samples
-               if sample.name == "seconds_bucket"}  # fmt: skip
-    total = next(sample.value for family in shown.collect() for sample in family.samples if sample.name.endswith("sum"))
-    assert buckets == {"0.1": 2, "1.0": 3, "+Inf": 4}
-    assert total == counted.sum == 5.65
-
-
-def test_observations_are_added_one_by_one_to_a_histogram_with_another_inside() -> None:
-    seen: list[float] = []
-
-    class Another:
-        def observe(self, seconds: float) -> None:
-            seen.append(seconds)
-
-    counted = Histogram((0.1, 1.0))
-    counted.observe_all([0.05, 0.1, 4.85])
-    Distribution(Another(), (0.1, 1.0)).show(counted.freeze(), counted.sum)  # type: ignore[arg-type]
-    assert seen == [0.1, 0.1, 2.0]
-
-
-def test_counter_that_went_down_for_a_moment_adds_nothing_twice() -> None:
-    shown = CounterShown("events", "x", registry=None)
-    number = Number(shown)
-    for count in (3, 2, 3, 4):
-        number.show(count)
-    assert [
-        sample.value for family in shown.collect() for sample in family.samples if sample.name == "events_total"
-    ] == [4]
 
 
 # --- gunicorn and celery, by the examples -----------------------------------------------------------------------------
@@ -1154,6 +650,46 @@ def test_file_that_vanishes_during_a_scrape_does_not_spoil_it(
     assert registry.get_sample_value("pooledhttp_requests_total", {"pool": "p", "outcome": "2xx"}) == 1
 
 
+@pytest.mark.parametrize("may_delete", [True, False])
+def test_gauges_of_the_dead_are_not_shown_though_their_files_may_stay(
+    folder: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, may_delete: bool
+) -> None:
+    """Whoever scrapes may be somebody else."""
+    program = """
+        ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p").request("GET", "/")
+        assert flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    run("in_children(lambda: exec(" + repr(textwrap.dedent(program)) + ", globals()))", folder, server.port)
+    live = set(folder.glob("gauge_live*"))
+    (folder / f"gauge_livesum_{2**40}.db").write_bytes(bytes(16))  # a number that no process has
+    if not may_delete:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+    shown = scraped(folder)
+    assert live
+    assert shown("pooledhttp_requests_total", pool="p", outcome="2xx") == 1
+    assert shown("pooledhttp_pools") is None
+    assert len(list(folder.glob("gauge_live*"))) == (0 if may_delete else len(live) + 1)
+
+
+def test_process_that_is_not_called_by_its_number_is_in_the_gauges(folder: Path, server: ScriptedServer) -> None:
+    """uWSGI's workers, for one, who take each other's place."""
+    program = """
+        from prometheus_client import values
+        values.ValueClass = values.MultiProcessValue(process_identifier=lambda: 2**22 + 1)
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", maxsize=3)
+        for _ in range(2):
+            pool.request("GET", "/")
+            print(flush(), sample("pooledhttp_connections_max", pool="p"),
+                  sample("pooledhttp_requests_total", pool="p", outcome="2xx"))
+    """
+    assert run(program, folder, server.port) == "True 3.0 1.0\nTrue 3.0 2.0\n"
+
+
 def test_file_that_is_broken_is_told(folder: Path, server: ScriptedServer) -> None:
     registry = multiprocess_registry(str(folder))
     (folder / "counter_1.db").write_bytes(b"x")
@@ -1164,3 +700,44 @@ def test_file_that_is_broken_is_told(folder: Path, server: ScriptedServer) -> No
 def test_registry_of_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="PROMETHEUS_MULTIPROC_DIR"):
         multiprocess_registry(str(tmp_path / "missing"))
+
+
+def test_default_registry_shows_no_pool_and_says_so_once(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        for _ in range(2):
+            text = prometheus_client.generate_latest().decode()
+            assert "pooledhttp" not in text
+    """
+    said = run(program, folder, server.port)
+    assert said.startswith("pooledhttp WARNING PROMETHEUS_MULTIPROC_DIR is set, and a registry was scraped")
+    assert said.count("\n") == 1
+
+
+def test_registry_of_all_processes_may_be_that_of_the_pools_too(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.multiprocess import MultiProcessCollector
+        own = CollectorRegistry()
+        for registry in (multiprocess_registry(), own):
+            pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p", registry=registry)
+            pool.request("GET", "/")
+            assert flush()
+            if registry is own:
+                MultiProcessCollector(registry)
+            print(registry.get_sample_value("pooledhttp_requests_total", {"pool": "p", "outcome": "2xx"}))
+    """
+    assert run(program, folder, server.port) == "1.0\n2.0\n"  # and no warning
+
+
+def test_clash_of_names_is_refused(folder: Path) -> None:
+    program = """
+        registry = prometheus_client.CollectorRegistry()
+        prometheus_client.Counter("pooledhttp_acquires", "mine", registry=registry)
+        try:
+            ConnectionPool("localhost", 80, registry=registry)
+        except ValueError as fault:
+            print("Duplicated" in str(fault))
+    """
+    assert run(program, folder) == "True\n"

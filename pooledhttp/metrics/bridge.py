@@ -7,10 +7,13 @@ instruments what is new.  The pools themselves know nothing of it, and no reques
 What holds:
 
 * A process is shown from its first attempt to open a connection on: a parent that only forks has no part in the gauges.
+* Only a thread of our own looks.  What a user's thread may be in, or may be hit by, does no harm to a look then: a lock
+  of prometheus_client's, a finalizer, the exception of a signal.  Whoever wants a look asks for it, and waits with a
+  bound.
 * No thread is alive across a fork.  The parent's is stopped before and started again behind it, and a child begins with
   nothing counted: what it inherited is the parent's to show.
 * What is lost with a process that is killed is what came since the last look: a second's worth.
-* What goes wrong with the files costs the metrics, and nobody waits for it without a bound.
+* What goes wrong with the files costs the metrics, and no request.
 """
 
 from __future__ import annotations
@@ -19,17 +22,17 @@ import atexit
 import contextlib
 import errno
 import os
+import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pooledhttp import log
 from pooledhttp.stats import Tally
 
-from .families import OVERFLOW_LABEL
 from .fleet import Fleet, LabelNames
 from .flusher import Flusher
 from .instruments import Instruments
@@ -37,11 +40,11 @@ from .instruments import Instruments
 if TYPE_CHECKING:
     from pooledhttp.pool import ConnectionPool
 
-# What flush() and the end of a process wait at most for a look that is under way, what a fork does, and what a caller
-# who opens a connection does, in seconds.
+# What flush() and the end of a process wait at most for a look, what a fork does for one that is under way, and what
+# somebody who makes a pool does, in seconds.
 _PATIENCE: Final = 5.0
 _FORK_PATIENCE: Final = 1.0
-_CALLER_PATIENCE: Final = 0.1
+_MAKER_PATIENCE: Final = 0.1
 # What must be free in the folder before something new is written there, in bytes, and what a label needs of it.  The
 # files have holes: a process that writes into one while the file system is full is killed by SIGBUS.
 _ROOM: Final = 1 << 20
@@ -54,6 +57,10 @@ _LAST_RENEWAL: Final = 300.0
 
 class _FileIsGone(OSError):
     """What is written is read by nobody any more."""
+
+
+class _FolderIsFull(OSError):
+    """What is there can be written to, and nothing new be made."""
 
 
 class Bridge:
@@ -69,20 +76,14 @@ class Bridge:
     """
 
     def __init__(self, names: LabelNames, folder: str, *, is_child: bool) -> None:
+        _check(folder)
         self._fleet = Fleet(names)
-        self._folder = folder
+        self._folder = Path(folder).absolute()
         self._instruments: Instruments | None = None
-        # In a child, prometheus_client's own lock may have been taken by a thread of the parent, for ever: there, only
-        # the flusher goes near it.
+        # In a child, prometheus_client's own lock may have been taken by a thread of the parent, for ever: no thread of
+        # the user's goes near it there, and ours does when it has to.
         self._is_child = is_child
         self._begin()
-        if not is_child:
-            try:
-                self._ready()
-            except OSError as fault:
-                if fault.errno != errno.ENOSPC:
-                    raise
-                self._complain(f"{fault}; still trying")
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
@@ -90,16 +91,17 @@ class Bridge:
             )
 
     def _begin(self) -> None:
-        # Guards the instruments and what they were told: one look at a time.  A thread that hangs in it, because a
-        # fork left one of prometheus_client's own locks taken, is nobody's but the metrics' loss: all others wait with
-        # a bound.  Reentrant, since the garbage collector may run anybody's code under it.
+        # Held by a look, and by a fork.  Whoever hangs in a look, because a fork left one of prometheus_client's own
+        # locks taken, costs the metrics, and a fork a second.  Reentrant, for a fork in the handler of a signal that
+        # came during a fork.
         self._lock = threading.RLock()
-        # Guards the thread: that there is one, and none across a fork.
-        self._thread_lock = threading.RLock()
+        self._looking: int | None = None  # the thread that looks
+        self._forks: dict[int, list[list[threading.RLock]]] = {}  # under way, by thread: what each has taken
         self._flusher: Flusher | None = None
         self._is_at_work = False  # has tried to open a connection, and has not come to its end
-        self._forks: dict[int, list[threading.RLock]] = {}  # under way: what the thread that forks has taken
+        self._ends_with: set[str] = set()  # the modules that call close() at the end of the process
         self._file: tuple[Path, int] | None = None  # one of our files, and its inode, once it has been written
+        self._has_inherited = False  # the instruments have shown what the parent has counted
         self._has_failed = False  # the instruments may be of no use any more
         self._renew_at = 0.0  # by the monotonic clock
         self._renew_after = _FIRST_RENEWAL
@@ -108,138 +110,157 @@ class Bridge:
     # --- what comes from the pools ------------------------------------------------------------------------
 
     def watch(self, pool: ConnectionPool, tally: Tally) -> Callable[[], None]:
-        """Show a pool from now on; return what is to be called before it opens a connection."""
+        """Show a pool from now on; return what is to be called before it opens a connection.
+
+        Every series of its label is there when this returns, at 0, so that `rate()` sees the first event; in a child,
+        which adds to what its parent shows, from the first connection on.
+        """
         label = self._fleet.watch(pool, tally)
-        if not self._is_child:
-            self._guarded(lambda: self._introduce(label))
+        if not self._is_child and (self._instruments is None or not self._instruments.knows(label)):
+            self.flush(_MAKER_PATIENCE)
         return self.be_at_work
 
     def be_at_work(self) -> None:
         """See to it that the pools of this process are looked at; called often, and cheap."""
-        if self._flusher is None or not self._flusher.is_alive:
-            self._is_at_work = True  # whoever has the lock, a fork perhaps, looks at this when he lets it go
-            if self._thread_lock.acquire(timeout=_CALLER_PATIENCE):
-                try:
-                    self._start()
-                finally:
-                    self._thread_lock.release()
+        self._is_at_work = True  # the thread goes on for it, see _goes_on
+        if self._flusher is None or not self._flusher.is_running:
+            self._start(self._new_flusher())
 
-    def _start(self) -> Flusher | None:
-        """Return the thread that looks, and start it if need be; the lock of threads is the caller's."""
-        if self._flusher is None or not self._flusher.is_alive:
-            self._flusher = None
-            # At the end of the interpreter there are no new threads; close() will look once more.
-            with contextlib.suppress(RuntimeError):
-                self._flusher = Flusher(self._look)
-                self._close_with_process()
-        return self._flusher
+    def _new_flusher(self) -> Flusher:
+        # Two threads that come here at once may make two of them; the one that is not known then ends after one look.
+        self._flusher = flusher = Flusher(self._look, self._goes_on)
+        return flusher
+
+    def _start(self, flusher: Flusher) -> bool:
+        """Start a thread that looks; return whether there is one, for at the end of the interpreter there is none."""
+        try:
+            flusher.start()
+        except RuntimeError:
+            return False
+        self._close_with_process()
+        return True
+
+    def _goes_on(self, flusher: Flusher) -> bool:
+        return self._is_at_work and self._flusher is flusher
 
     def _close_with_process(self) -> None:
         """Come to an end with a child of multiprocessing, or of celery's like of it, which run no atexit."""
         for name in ("multiprocessing.util", "billiard.util"):
-            util = sys.modules.get(name)
-            if util is not None:
-                util.Finalize(None, self.close, exitpriority=0)
+            finalize = getattr(sys.modules.get(name), "Finalize", None)  # None too while another thread imports it
+            if finalize is not None and name not in self._ends_with:
+                self._ends_with.add(name)
+                finalize(None, self.close, exitpriority=0)
 
     # --- a look -------------------------------------------------------------------------------------------
 
     def flush(self, seconds: float = _PATIENCE) -> bool:
         """Write down what is new since the last look; return whether that was done within so many seconds."""
+        if self._looking == threading.get_ident():
+            return False  # a look called somebody who called this: it cannot be waited for
         until = time.monotonic() + seconds
-        while (flusher := self._flusher) is not None and flusher.is_alive:
-            went_well = flusher.look_now(until - time.monotonic())
+        while (remaining := until - time.monotonic()) >= 0:
+            flusher = self._flusher
+            if flusher is not None and flusher.is_running:
+                request = flusher.ask()
+            else:
+                flusher = self._new_flusher()
+                request = flusher.ask()  # before it starts: if nothing is at work, it looks but once
+                if not self._start(flusher):
+                    return not self._is_child and self._look(remaining)
+            went_well = request.wait(remaining)
             if went_well is not None:
                 return went_well
             # It was ended meanwhile, by a fork or by close().
-        if not self._is_child:
-            return self._guarded(self._show, max(until - time.monotonic(), 0.0))
-        if not self._thread_lock.acquire(timeout=max(until - time.monotonic(), 0.0)):
-            return False
-        try:
-            flusher = self._start()
-        finally:
-            self._thread_lock.release()
-        return flusher is not None and flusher.look_now(until - time.monotonic()) is True
+        return False
 
     def close(self) -> None:
         """Write down what is new, and take this process out of the gauges; a further connection brings it back."""
-        has_lock = self._thread_lock.acquire(timeout=_PATIENCE)
         self._is_at_work = False
-        flusher, self._flusher = self._flusher, None
-        if has_lock:
-            self._thread_lock.release()
-        if flusher is not None:
-            flusher.end(_PATIENCE)
-        elif not self._is_child:
-            self._guarded(self._show)
+        if self._is_child and self._flusher is None:
+            return  # nothing of it is shown
+        if not self.flush(_PATIENCE):
+            self._complain("the last look did not come to its end")
 
-    def _look(self) -> bool:
-        return self._guarded(self._show)
-
-    def _guarded(self, write: Callable[[], None], seconds: float = _PATIENCE) -> bool:
-        """Write under the lock; return whether it went well.  What goes wrong with files is not the pools' trouble."""
-        if not self._lock.acquire(timeout=seconds):
+    def _look(self, seconds: float = _PATIENCE) -> bool:
+        """Show everything; return whether it went well.  What goes wrong with files is not the pools' trouble."""
+        lock = self._lock  # a fork in here leaves another one to the child
+        if not lock.acquire(timeout=seconds):
+            self._complain("a look at the pools does not come to its end")
             return False
         try:
-            write()
+            self._looking = threading.get_ident()
+            self._show()
         except _FileIsGone as fault:
             self._complain(f"{fault}; they come back with the next start of this process")
             return False
-        except Exception as fault:  # noqa: BLE001  # a full disk, no descriptors: said once, tried again
+        except _FolderIsFull as fault:
+            self._complain(f"{fault}; still trying")
+            return False
+        except Exception as fault:  # noqa: BLE001  # no descriptors, no memory: said once, tried again
             self._has_failed = True
             self._complain(f"{type(fault).__name__}: {fault}; still trying")
             return False
         finally:
-            self._lock.release()
+            self._looking = None
+            lock.release()
         return True
 
     def _complain(self, what: str) -> None:
         if not self._has_complained:
             self._has_complained = True
-            log.warning(f"the metrics of this process cannot be written to PROMETHEUS_MULTIPROC_DIR ({what})")
-
-    def _introduce(self, label: str) -> None:
-        """Let every series of a label exist, at 0."""
-        instruments = self._ready([label])
-        if label == OVERFLOW_LABEL:
-            instruments.show_folded(self._fleet.folded)
+            with contextlib.suppress(Exception):  # of the user's own filters: the thread goes on
+                log.warning(f"the metrics of this process cannot be written to PROMETHEUS_MULTIPROC_DIR ({what})")
 
     def _show(self) -> None:
         if self._file is not None and _inode(self._file[0]) != self._file[1]:
             raise _FileIsGone(f"{self._file[0].name} was removed")
         totals = self._fleet.totals()
-        self._ready(totals.by_label).show(totals, has_gauges=self._is_at_work)
+        instruments = self._renewed()
+        fault: Exception | None = None
+        for label in totals.by_label:
+            if not instruments.knows(label):
+                try:
+                    self._want_room(_ROOM + _ROOM_FOR_LABEL)
+                    instruments.introduce(label)
+                except Exception as met:  # noqa: BLE001  # the others come first
+                    fault = fault or met
+        instruments.show(totals, has_gauges=self._is_at_work)
         if self._file is None:
-            path = Path(self._folder, f"counter_{os.getpid()}.db")
+            path = self._folder / f"counter_{os.getpid()}.db"
             inode = _inode(path)  # there is none of this name where prometheus_client was told to use another number
             self._file = None if inode is None else (path, inode)
+        if fault is not None:
+            raise fault
 
-    def _ready(self, labels: Collection[str] = ()) -> Instruments:
-        """Return instruments with these labels.
+    def _renewed(self) -> Instruments:
+        """Return the instruments, made anew where they are of no use any more.
 
         Raises:
             OSError: There are none to be had.
         """
         instruments = self._instruments
         must_renew = instruments is None or (self._has_failed and time.monotonic() >= self._renew_at)
-        unknown = labels if instruments is None or must_renew else instruments.unknown(labels)
-        if must_renew or unknown or self._file is None:  # the first look of a child makes new files
-            self._want_room(len(unknown))
+        if instruments is not None and self._has_inherited:  # not in the fork: it takes some time, and few come here
+            instruments.begin_anew()
+        self._has_inherited = False
+        if must_renew or self._file is None:  # the first look of a child makes new files
+            self._want_room(_ROOM)
         if instruments is None or must_renew:
             self._renew_at = time.monotonic() + self._renew_after
             self._renew_after = min(2 * self._renew_after, _LAST_RENEWAL)
             # A value whose file could not be opened when it was to be, in a child, never tries again.
             self._instruments = instruments = Instruments(before=instruments)
             self._has_failed = False
-        for label in unknown:
-            instruments.introduce(label)
         return instruments
 
-    def _want_room(self, labels: int) -> None:
-        """Raise an `OSError` if the folder is too full for so many labels more."""
+    def _want_room(self, wanted: int) -> None:
+        """Raise `_FolderIsFull` if the folder has less room than so many bytes."""
+        if not hasattr(os, "statvfs"):  # Windows, where a full disk is an error like another
+            return
         room = os.statvfs(self._folder)
-        if room.f_bavail * room.f_frsize < _ROOM + labels * _ROOM_FOR_LABEL:
-            raise OSError(errno.ENOSPC, "less than a megabyte is free", self._folder)
+        # A file system in memory without a limit says that it has no blocks at all.
+        if room.f_blocks and room.f_bavail * (room.f_frsize or room.f_bsize) < wanted:
+            raise _FolderIsFull(errno.ENOSPC, "less than a megabyte is free", str(self._folder))
 
     # --- forks --------------------------------------------------------------------------------------------
     #
@@ -248,15 +269,17 @@ class Bridge:
 
     def _before_fork(self) -> None:
         """Stop the thread: a child would inherit the locks that it holds, and Python warns of forks beside threads."""
-        held = self._forks[threading.get_ident()] = []
-        _take(self._thread_lock, held)
-        flusher, self._flusher = self._flusher, None
-        if flusher is not None:
-            flusher.end(_FORK_PATIENCE)
-        _take(self._lock, held)  # somebody may be making a pool, or flushing without the thread
+        held: list[threading.RLock] = []
+        self._forks.setdefault(threading.get_ident(), []).append(held)
+        if self._flusher is not None:
+            self._flusher.end(_FORK_PATIENCE)
+        _take(self._lock, held)  # another thread may start one meanwhile, which waits here
 
     def _after_fork_in_parent(self) -> None:
-        held = self._forks.pop(threading.get_ident(), [])
+        mine = self._forks.get(threading.get_ident(), [])
+        held = mine.pop() if mine else []
+        if not mine:
+            self._forks.pop(threading.get_ident(), None)
         try:
             if self._is_at_work:
                 self.be_at_work()
@@ -267,14 +290,13 @@ class Bridge:
 
     def _begin_anew(self) -> None:
         """Begin in a child process with nothing counted and nothing shown, and without a thread."""
-        is_cut = self._lock not in self._forks.get(threading.get_ident(), ())
+        is_cut = self._looking is not None
         self._fleet.renew_after_fork()
-        if is_cut:  # somebody of the parent was in the middle of a look, and holds locks in there
+        if is_cut:  # somebody of the parent was in the middle of a look, and may hold locks in there
             self._instruments = None
-        elif self._instruments is not None:
-            self._instruments.begin_anew()
         self._is_child = True
         self._begin()
+        self._has_inherited = True
 
 
 def _take(lock: threading.RLock, held: list[threading.RLock]) -> None:
@@ -284,6 +306,14 @@ def _take(lock: threading.RLock, held: list[threading.RLock]) -> None:
     held.append(lock)
     if not lock.acquire(timeout=_FORK_PATIENCE):
         held.remove(lock)
+
+
+def _check(folder: str) -> None:
+    """Raise an `OSError` if a folder is not there, or not to be written to."""
+    if not stat.S_ISDIR(os.stat(folder).st_mode):  # noqa: PTH116  # a Path would do the same
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
 
 
 def _inode(path: Path) -> int | None:

@@ -6,6 +6,7 @@ In its gauges there is no process that is dead.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
 import struct
@@ -13,8 +14,8 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client import CollectorRegistry, values
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from pooledhttp import log
@@ -33,7 +34,7 @@ _ATTEMPTS: Final = 5
 
 
 class _Everybody(Collector):
-    """Shows what all processes have written, and takes the gauges of those that are gone away before.
+    """Shows what all processes have written, but no gauge of one that is gone, and takes those files away.
 
     Args:
         folder: Where the files are.
@@ -43,7 +44,7 @@ class _Everybody(Collector):
     """
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self._folder = Path(folder).absolute()
         # It looks for the folder, and adds the numbers of its files up.
         self._merge: Callable[..., Iterable[Metric]] = MultiProcessCollector(None, folder).merge  # type: ignore[no-untyped-call]
 
@@ -57,30 +58,36 @@ class _Everybody(Collector):
         Raises:
             OSError, struct.error: The files cannot be read.
         """
-        self._bury()
         for _ in range(_ATTEMPTS - 1):
             with contextlib.suppress(OSError, struct.error):
                 return self._merged()
         return self._merged()
 
     def _merged(self) -> list[Metric]:
+        paths = list(self._folder.glob("*.db"))
+        dead = _left_by_the_dead(paths)
+        for path in dead:
+            with contextlib.suppress(OSError):  # another scrape was faster, or it is not ours to take away
+                path.unlink()
         # A process that begins makes an empty file, and writes into it a moment later: there is nothing in it yet.
-        files = [str(path) for path in Path(self._folder).glob("*.db") if path.stat().st_size]
+        files = [str(path) for path in paths if path not in dead and path.stat().st_size]
         return list(self._merge(files, accumulate=True))
 
-    def _bury(self) -> None:
-        """Take away what dead processes have left."""
-        found = (_LIVE_FILE.fullmatch(path.name) for path in Path(self._folder).iterdir())
-        for process in {int(match[1]) for match in found if match is not None}:
-            if not _is_alive(process):
-                with contextlib.suppress(FileNotFoundError):  # another scrape was faster
-                    mark_process_dead(process, self._folder)  # type: ignore[no-untyped-call]
+
+def _left_by_the_dead(paths: Iterable[Path]) -> set[Path]:
+    """Return the files that have gauges of processes which are gone."""
+    if not _are_processes_numbers():
+        return set()
+    found = ((path, _LIVE_FILE.fullmatch(path.name)) for path in paths)
+    processes = {path: int(match[1]) for path, match in found if match is not None}
+    living = {process for process in set(processes.values()) if _is_alive(process)}
+    return {path for path, process in processes.items() if process not in living}
 
 
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process has a number like the latter
         return False
     except OSError:  # it is somebody else's, and there
         pass
@@ -89,6 +96,16 @@ def _is_alive(process: int) -> bool:
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
     return True
+
+
+def _are_processes_numbers() -> bool:
+    """Tell whether prometheus_client calls a process by its number; it can be told to do otherwise.
+
+    It does not say, so this looks inside; one with another inside is taken to do as it does by default.
+    """
+    check = getattr(values.ValueClass, "_MmapedValue__check_for_pid_change", None)
+    cells = inspect.getclosurevars(check).nonlocals if inspect.isfunction(check) else {}
+    return cells.get("process_identifier", os.getpid) is os.getpid
 
 
 def multiprocess_registry(folder: str | None = None) -> CollectorRegistry:

@@ -32,7 +32,10 @@ class LabelNames(Protocol):
     """Decides which names become label values."""
 
     def admit(self, name: str) -> bool:
-        """Return whether a name may be one; it stays so for ever."""
+        """Return whether a name may be one; it stays so for ever.  Any thread may ask, also in the middle of this."""
+
+    def renew_after_fork(self) -> None:
+        """Begin anew in a child process, whose names are those of its parent."""
 
 
 class OwnNames:
@@ -40,14 +43,18 @@ class OwnNames:
 
     def __init__(self) -> None:
         self._names: set[str] = set()
+        self._lock = threading.RLock()  # reentrant for the same reason as the fleet's
 
     def admit(self, name: str) -> bool:
         """Return whether a name is among the first so many."""
-        if name not in self._names:
-            if len(self._names) >= MOST_NAMES:
-                return False
-            self._names.add(name)
-        return True
+        with self._lock:
+            if name not in self._names and len(self._names) < MOST_NAMES:
+                self._names.add(name)
+            return name in self._names
+
+    def renew_after_fork(self) -> None:
+        """Forget the lock, which a thread of the parent may have held."""
+        self._lock = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +112,15 @@ class Fleet:
         self._folded = 0  # pools that share the overflow label
         self._sweep_at = _FIRST_SWEEP
 
-    @property
-    def folded(self) -> int:
-        """How many pools have shared the overflow label so far."""
-        return self._folded
-
     def watch(self, pool: ConnectionPool, tally: Tally) -> str:
         """Count a pool in from now on; return its label."""
         # A name with a lone surrogate would break the whole exposition, not just its line.
         label = pool.name.encode("utf-8", "replace").decode("utf-8")
+        is_folded = not self._names.admit(label)  # may wait for another process, so it is not under the lock
+        if is_folded:
+            label = OVERFLOW_LABEL
         with self._lock:
-            if not self._names.admit(label):
-                label = OVERFLOW_LABEL
-                self._folded += 1
+            self._folded += is_folded
             self._watched[_Watched(weakref.ref(pool), tally, label)] = None
             due = list(self._watched) if len(self._watched) >= self._sweep_at else []
         if due:
@@ -128,6 +131,7 @@ class Fleet:
     def renew_after_fork(self) -> None:
         """Begin anew in a child process: the counts so far are the parent's, and it is the parent that shows them."""
         self._lock = threading.RLock()
+        self._names.renew_after_fork()
         self._watched = {watched: None for watched in list(self._watched) if watched.pool() is not None}
         for watched in self._watched:
             watched.reused = 0  # the pools set their tallies to zero themselves

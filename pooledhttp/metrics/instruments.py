@@ -7,7 +7,7 @@ what is read.  Each remembers what it was told last, and adds what is new.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -125,7 +125,7 @@ class Series:
         self._shown: tuple[PoolStats, bool] | None = None
 
     def begin_anew(self) -> None:
-        """Know nothing of what was shown; runs in the child of a fork."""
+        """Know nothing of what was shown; for the child of a fork."""
         self._shown = None
         for _, by_value in self._numbers:
             for number in by_value.values():
@@ -208,33 +208,29 @@ class Instruments:
         """Return a histogram with its label."""
         return self._histograms[name].labels(label)
 
-    def unknown(self, labels: Iterable[str]) -> list[str]:
-        """Return those labels that have no series yet."""
-        return [label for label in labels if label not in self._series]
+    def knows(self, label: str) -> bool:
+        """Tell whether a label has its series."""
+        return label in self._series
 
     def introduce(self, label: str) -> None:
-        """Let every series of a label exist, at 0, so that `rate()` sees the first event.
+        """Let every series of a label exist, at 0.
 
         Raises:
             OSError: The files cannot be made longer.
         """
-        if label not in self._series:
-            self._series[label] = Series(self, label)
+        self._series[label] = Series(self, label)
 
     def show(self, totals: Totals, *, has_gauges: bool) -> None:
-        """Bring everything to what the pools have counted."""
-        for label in totals.by_label:
-            self._series[label].show(totals, has_gauges=has_gauges)
+        """Bring everything to what the pools have counted, but for labels that were not introduced."""
+        for label, series in self._series.items():
+            if label in totals.by_label:
+                series.show(totals, has_gauges=has_gauges)
         self._pools.show(totals.open_pools if has_gauges else 0)
         self._version.show(1)
-        self.show_folded(totals.folded)
-
-    def show_folded(self, folded: int) -> None:
-        """Bring the counter of pools without a label of their own to a number."""
-        self._folded.show(folded)
+        self._folded.show(totals.folded)
 
     def begin_anew(self) -> None:
-        """Know nothing of what was shown; runs in the child of a fork, and touches no file."""
+        """Know nothing of what was shown; for the child of a fork; touches no file."""
         for number in (self._pools, self._folded, self._version):
             number.begin_anew()
         for series in self._series.values():

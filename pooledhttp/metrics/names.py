@@ -36,6 +36,7 @@ class SharedNames:
     def __init__(self, folder: str) -> None:
         self._path = Path(folder, _FILE)
         self._known: set[str] = set()
+        self._patience = _PATIENCE
 
     def admit(self, name: str) -> bool:
         """Return whether a name is among the first so many; what was once admitted stays so."""
@@ -44,13 +45,18 @@ class SharedNames:
                 # A child that is forked meanwhile would keep the lock for all its life.
                 with uncut:
                     self._known |= self._add(name)
+                self._patience = _PATIENCE
             except OSError:  # the folder is gone, or full: nothing else can be written there either
                 self._known.add(name)
+                self._patience = 0.0  # whoever keeps the lock, a process that was stopped perhaps, keeps it for longer
         return name in self._known
+
+    def renew_after_fork(self) -> None:
+        """Do nothing: there is no lock but that of the file, which a fork waits for."""
 
     def _add(self, name: str) -> set[str]:
         with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b") as file:
-            _lock(file)
+            _lock(file, self._patience)
             try:
                 content = file.read()
                 known = [_decoded(line) for line in content.splitlines()]
@@ -73,15 +79,19 @@ def _decoded(line: bytes) -> str | None:
         return None
 
 
-def _lock(file: BinaryIO) -> None:
-    """Lock a file among processes.
+def _lock(file: BinaryIO, patience: float) -> None:
+    """Lock a file among processes, and among the threads of this one.
+
+    Args:
+        file: The file, opened by the caller alone.
+        patience: How long to wait at most, in seconds.
 
     Raises:
         OSError: Another one, stopped by a debugger perhaps, has held it for too long.
     """
     if fcntl is None:
         return
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
