@@ -391,6 +391,12 @@ class HTTPConnection:
         if self._transport is not None:
             self._transport.bound(read=timeouts.read, write=timeouts.write, deadline=deadline, what=self._host)
 
+    def _renew_deadline(self, deadline: Deadline | None) -> None:
+        """Set the deadline of the coming lease, whose other limits are those of the one before."""
+        self._deadline = deadline
+        if self._transport is not None:
+            self._transport.renew_deadline(deadline)
+
     def connect(self) -> None:
         """Connect to the host given at construction, through the tunnel if there is one.
 

@@ -354,13 +354,12 @@ class Lender(Ledger):
         else:
             with self._lock:
                 self._tally.acquires[AcquireOutcome.OPENED] += 1
-        if (
-            deadline is not None
-            or conn._deadline is not None
-            or timeouts is not conn._timeouts
-            or (transport is not None and transport.uses_kernel_timers and entry.borrower is main_thread.thread)
+        if timeouts is not conn._timeouts or (
+            transport is not None and transport.uses_kernel_timers and entry.borrower is main_thread.thread
         ):
             conn._lend(deadline, timeouts)
+        elif deadline is not conn._deadline:  # as a rule, both are None
+            conn._renew_deadline(deadline)
         conn._is_probed = True
         conn._lease = entry
         entry.leases += 1
@@ -838,6 +837,12 @@ def is_reused(conn: HTTPConnection) -> bool:
     """Tell whether a leased connection has been idle in its pool before."""
     entry = conn._lease
     return isinstance(entry, Entry) and entry.is_reused
+
+
+def leased_at(conn: HTTPConnection) -> float | None:
+    """Return when the lease of a connection began, on its pool's clock; ``None`` when it is not lent."""
+    entry = conn._lease
+    return entry.leased_at if isinstance(entry, Entry) else None
 
 
 def lease_of(conn: HTTPConnection) -> tuple[object, int] | None:

@@ -17,13 +17,13 @@ from . import log
 from .config import PoolConfig, PoolOptions, config_of
 from .conn import PEER_STOPPED_READING, HTTPConnection
 from .errors import HTTPException, InvalidURL, PoolClosed
-from .lending import is_reused, lease_of, outcome_of
+from .lending import is_reused, lease_of, leased_at, outcome_of
 from .request import NO_HEADERS, BodySource, Headers, PreparedRequest, prepare
 from .response import FailedAttempt, Response, RetriedResponse, StreamedResponse
 from .retry import AS_CONFIGURED, Attempts, Budget, Retry, RetryChoice, is_late_timeout, may_resend, retry_after_seconds
 from .states import State
 from .stats import OUTCOME_BY_STATUS_CLASS, RequestOutcome, RetryReason, RetryRefusal, Tally
-from .timeouts import Deadline, Timeout, check_seconds, pause
+from .timeouts import LONGEST, Deadline, Timeout, check_seconds, pause
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class ConnectionPool(Upkeep):
         was_reused = is_reused(conn)
         try:
             if deadline is not None:
-                deadline.enter("exchange")
+                deadline.enter("exchange", leased_at(conn))
             result = exchange(conn, prepared)
         except BaseException as fault:
             if not self._may_resend(conn, prepared, fault, was_reused=was_reused):
@@ -429,7 +429,7 @@ class ConnectionPool(Upkeep):
             check_seconds("timeout", timeout, zero=True)
             # Zero bounds the waiting alone: opening a connection takes time, and has its own limit.
             what = f"acquiring a connection to {self.origin}"
-            deadline = Deadline(timeout, what=what, clock=self._clock, since=now, phase="acquire")
+            deadline = Deadline.of_call(timeout, what, self._clock, now)
             timeouts = self._timeouts if timeout else self._timeouts.replace(acquire=0)
             conn = self._acquire(now, timeouts, deadline if timeout else None)
             try:
@@ -471,12 +471,12 @@ class ConnectionPool(Upkeep):
             timeouts = timeout
             total = timeout.total
         elif timeout is not None:
-            check_seconds("timeout", timeout)
+            if timeout.__class__ is not float or not 0.0 < timeout <= LONGEST:  # else it is in order
+                check_seconds("timeout", timeout)
             total = timeout
         if total is None:
             return timeouts, None
-        # By position: a class takes keywords at several times the price.
-        return timeouts, Deadline(total, prepared or "the lease", self._clock, now, "acquire")
+        return timeouts, Deadline.of_call(total, "the lease" if prepared is None else prepared, self._clock, now)
 
     def renew_after_fork(self) -> None:
         """Begin anew in a child process."""

@@ -11,7 +11,7 @@ import errno
 import math
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from .errors import ConnectTimeout, TotalTimeout
 from .frozen import Frozen
@@ -120,24 +120,14 @@ class Deadline:
         seconds: How long from now.
         what: The call it bounds; its ``str()`` stands in the error's text and must hold no secret.
         clock: Seconds on a monotonic clock; tests inject their own.
-        since: When the call began, on that clock; ``None``: now.
-        phase: What it begins with, as `enter` notes it; ``None``: nothing that is worth an account.
     """
 
     __slots__ = ("_clock", "_phases", "at", "seconds", "what")
 
-    def __init__(
-        self,
-        seconds: float,
-        what: object = "the call",
-        clock: Clock = monotonic,
-        since: float | None = None,
-        phase: str | None = None,
-    ) -> None:
+    def __init__(self, seconds: float, what: object = "the call", clock: Clock = monotonic) -> None:
         self._clock = clock
-        started = clock() if since is None else since
-        self._phases: list[tuple[str, float]] = [] if phase is None else [(phase, started)]
-        self.at = started + seconds
+        self._phases: list[tuple[str, float]] = []  # since when what was done, for the error's account
+        self.at = clock() + seconds
         self.seconds = seconds
         self.what = what
 
@@ -145,9 +135,28 @@ class Deadline:
         """Return the seconds that are left; negative when it is over."""
         return self.at - self._clock()
 
-    def enter(self, phase: str) -> None:
-        """Note that a phase ("acquire", "connect", "exchange") begins now, for the error's account."""
-        self._phases.append((phase, self._clock()))
+    @classmethod
+    def of_call(cls, seconds: float, what: object, clock: Clock, since: float) -> Self:
+        """Return the deadline of a call that began to acquire a connection at `since`.
+
+        The other arguments are those of the class; to call that takes several times as long.
+        """
+        deadline = cls.__new__(cls)
+        deadline._clock = clock
+        deadline._phases = [("acquire", since)]
+        deadline.at = since + seconds
+        deadline.seconds = seconds
+        deadline.what = what
+        return deadline
+
+    def enter(self, phase: str, since: float | None = None) -> None:
+        """Note that a phase ("acquire", "connect", "exchange") begins, for the error's account.
+
+        Args:
+            phase: Its name.
+            since: When, on the clock, if that is known; ``None``: now.
+        """
+        self._phases.append((phase, self._clock() if since is None else since))
 
     def spent(self) -> str:
         """Say how the time was spent, phase by phase: ``acquire 0.00 s, connect 0.31 s``."""

@@ -126,8 +126,8 @@ class Transport:
         uses_kernel_timers: Whether the kernel's timers end a bounded wait; else ``poll`` or ``settimeout`` does.
     """
 
-    __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_held", "_is_bounded", "_is_tls",
-                 "_must_look", "_poll", "_polls", "_read_limit", "_read_milliseconds",
+    __slots__ = ("_armed_read", "_armed_write", "_clock", "_deadline", "_has_two_limits", "_held", "_is_bounded",
+                 "_is_tls", "_must_look", "_poll", "_polls", "_read_limit", "_read_milliseconds",
                  "_recv", "_send", "_waits", "_what", "_write_limit",
                  "any_received", "any_sent", "at", "bears_cut_head", "buffer", "is_truncated", "sock",
                  "uses_kernel_timers")  # fmt: skip
@@ -155,6 +155,7 @@ class Transport:
         self._is_bounded = False
         # Before each wait, look at the clock: there is a deadline, or settimeout() serves two different limits.
         self._must_look = False
+        self._has_two_limits = False  # for settimeout(), which serves both directions by one
         self.uses_kernel_timers = False
         self._polls = False  # waits are by poll(), and the socket itself is never waited on
         self._read_milliseconds: float | None = None  # the read limit, as poll() takes it
@@ -177,8 +178,7 @@ class Transport:
             what: The peer's name, for the errors' text.
         """
         if self._polls and read == self._read_limit and write == self._write_limit and self.sock.gettimeout() is None:
-            self._deadline = deadline  # the usual case: poll() is told of each limit when it waits
-            self._must_look = deadline is not None
+            self.renew_deadline(deadline)  # the usual case: poll() is told of each limit when it waits
             return
         if not self._is_bounded:
             self._is_bounded = True
@@ -200,7 +200,8 @@ class Transport:
         self._deadline = deadline
         is_free = self.uses_kernel_timers or self._polls
         # settimeout() serves both directions: where their limits are the same, it need not be called each time.
-        self._must_look = deadline is not None or not (is_free or read == write)
+        self._has_two_limits = not (is_free or read == write)
+        self._must_look = deadline is not None or self._has_two_limits
         if read != self._read_limit:
             self._read_limit = read
             self._read_milliseconds = None if read is None else _in_milliseconds(read)
@@ -208,6 +209,11 @@ class Transport:
         if write != self._write_limit:
             self._write_limit = write
             self._arm_write(math.inf if write is None else write)
+
+    def renew_deadline(self, deadline: Deadline | None) -> None:
+        """Set another deadline beside the limits that `bound` has set, on a socket that nobody has touched since."""
+        self._deadline = deadline
+        self._must_look = deadline is not None or self._has_two_limits
 
     def has_own_timeout(self) -> bool:
         """Tell whether the socket's timeout is somebody else's: the documented one, or one that a borrower set."""
@@ -240,7 +246,7 @@ class Transport:
             self._read_limit = self._write_limit = self._read_milliseconds = None
             self._arm_read(math.inf)
             self._arm_write(math.inf)
-            self._is_bounded = self._must_look = self._polls = False
+            self._is_bounded = self._must_look = self._has_two_limits = self._polls = False
 
     def hurry(self, deadline: Deadline) -> tuple[bool, float | None, float | None, Deadline | None]:
         """Bound what follows by a deadline as well; return what `restore` needs."""
@@ -315,7 +321,11 @@ class Transport:
             OSError: The socket's own errors; `any_sent` tells whether a byte was written before.
         """
         if self._must_look:  # also at the first: nothing is sent when the call's time is over
-            self._before_wait(self._write_limit, is_read=False)
+            deadline = self._deadline
+            if not self._polls:
+                self._before_wait(self._write_limit, is_read=False)
+            elif deadline is not None and deadline.at <= self._clock():
+                raise deadline.exceeded()
         sent = 0
         try:
             # The type: socket.send takes any buffer.
