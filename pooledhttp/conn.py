@@ -851,6 +851,7 @@ class HTTPConnection:
         # done before it: a core that has slept runs the same code for twice the price.
         try:
             response = HTTPResponse.__new__(HTTPResponse)
+            response._head = response._body = None
             response._transport = transport
             response._owner = self
             response._url = self._target
@@ -859,6 +860,7 @@ class HTTPConnection:
             body = Body.__new__(Body)
             body._transport = transport
             body._limits = limits
+            body.is_complete = False
             self._reader = weakref.ref(response)
             data = transport.more()
             if self._transport is not transport:

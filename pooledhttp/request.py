@@ -61,6 +61,9 @@ class PreparedRequest:
         binds_connection: Whether its credentials are those of the connection from now on, see `binds_connection`.
     """
 
+    # What every request has; a dictionary is made only for one that differs from what stands below.
+    __slots__ = ("__dict__", "head", "method", "target")
+
     # Of the class, where most requests find them: they cost nothing to set.
     body: BodySource | None = None
     is_chunked = False

@@ -65,10 +65,12 @@ class Body:
         trailers: The fields behind a chunked body (RFC 9112 section 7.1.2); not merged into the headers.
     """
 
+    # What every body has; a dictionary is made only for one that differs from what stands below.
+    __slots__ = ("__dict__", "_head", "_limits", "_transport", "is_complete", "left")
+
     # Of the class, where most bodies find them: they cost nothing to set.
     _chunk_left = -1  # -1: the next line is the first chunk's size; 0: CRLF, then the next one's
     _extension_bytes = 0
-    is_complete = False
     trailers: Sequence[tuple[str, str]] = ()
 
     def __init__(self, transport: Transport, head: Head, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -76,8 +78,7 @@ class Body:
         self._head = head
         self._limits = limits
         self.left = left = head.length
-        if left == 0:
-            self.is_complete = True
+        self.is_complete = left == 0
 
     def read_some(self, limit: int) -> bytes:
         """Return at least one and at most `limit` bytes; none when the body is complete.
@@ -339,13 +340,12 @@ class HTTPResponse(io.BufferedIOBase):
         url: Where the response came from, kept for the caller.
     """
 
+    # What every response has; a dictionary is made only for one that differs from what stands below.
+    __slots__ = ("_body", "_head", "_method", "_owner", "_transport", "_url")
+
     # Of the class, where most responses find them: they cost nothing to set.
     debuglevel = 0
-    _method = "GET"
     _limits = DEFAULT_LIMITS
-    _owner: ExchangeOwner | None = None
-    _head: Head | None = None
-    _body: Body | None = None
     _fault: BaseException | None = None
     _trailers: Sequence[tuple[str, str]] = ()
     _msg: Any = None
@@ -358,6 +358,9 @@ class HTTPResponse(io.BufferedIOBase):
         url: str | None = None,
     ) -> None:
         self._transport = sock if isinstance(sock, Transport) else transport_for(sock)
+        self._owner: ExchangeOwner | None = None
+        self._head: Head | None = None
+        self._body: Body | None = None
         self._method = method or "GET"
         self._url = url or ""
         self.debuglevel = debuglevel

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from http.client import HTTPMessage
-from typing import Final
+from typing import ClassVar, Final
 
 from .errors import BadStatusLine, InvalidChunk, InvalidResponse, InvalidURL, LineTooLong
 from .frozen import Frozen
@@ -39,6 +39,7 @@ class Limits(Frozen):
     head_bytes: int = 256 * 1024
     interim_responses: int = 100
     chunk_extension_bytes: int = 65536
+    _harmless_bytes: ClassVar[int]  # in fact of each instance, but derived: no keyword, and not shown
 
     def __post_init__(self) -> None:
         for name, value in self.as_dict().items():
@@ -46,6 +47,8 @@ class Limits(Frozen):
                 raise TypeError(f"Limits.{name} must be an int, not {value!r}")
             if value < 1:
                 raise ValueError(f"Limits.{name} must be at least 1, not {value!r}")
+        # A head up to here need not be looked at for any of them: a field takes four bytes at least.
+        vars(self)["_harmless_bytes"] = min(4 * self.fields, self.line_bytes, self.head_bytes)
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -91,9 +94,11 @@ class Head:
         keep_alive: The value of the Keep-Alive field (``b"timeout=5, max=100"``), or ``None``.
     """
 
+    # What every head has; a dictionary is made only for one that differs from what stands below.
+    __slots__ = ("__dict__", "_block", "_reason", "length", "status")
+
     # Of the class, where the usual head finds them: they cost nothing to set.
     version = 11
-    length: int | None = None
     chunked = False
     is_persistent = True
     keep_alive: bytes | None = None
@@ -104,6 +109,7 @@ class Head:
         self.status = status
         self._reason = reason
         self._block = block
+        self.length: int | None = None
 
     @property
     def reason(self) -> str:
@@ -256,12 +262,11 @@ def usual_head(received: bytes, method: str, limits: Limits = DEFAULT_LIMITS) ->
     if match is None or method in _METHODS_WITH_ODD_BODIES:
         return None
     end = match.end()
-    # A field takes four bytes at least, so a short head need not be counted.
-    if end > 4 * limits.fields and match[3].count(b"\n") > limits.fields:
-        return None
-    if not end <= limits.line_bytes <= limits.head_bytes:
-        return None
     code, reason, block, length = match.groups()
+    if end > limits._harmless_bytes and (
+        end > limits.line_bytes or end > limits.head_bytes or block.count(b"\n") > limits.fields
+    ):
+        return None
     head = Head.__new__(Head)  # to call the class costs four times as much
     head.status = int(code)
     head._reason = reason
