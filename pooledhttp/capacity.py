@@ -16,9 +16,9 @@ import os
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Final
 
 from .conn import HTTPConnection
+from .hints import TYPE_CHECKING, Final
 from .records import Claim, Entry
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol, TypedDict, cast
 
 from .dial import SocketOption
 from .errors import InvalidURL
 from .frozen import Frozen
+from .hints import Any, Final, Literal, Protocol, TypedDict, cast
 from .origin import SourceAddress, check_source_address, split_host_port
 from .retry import Retry
 from .timeouts import Clock, Timeout, check_seconds, monotonic

@@ -17,7 +17,6 @@ import threading
 import warnings
 import weakref
 from http.client import HTTP_PORT, HTTPS_PORT, HTTPMessage
-from typing import Any, Final, TypeVar, cast
 
 from . import log
 from .dial import (
@@ -41,6 +40,7 @@ from .errors import (
     ResponseNotReady,
     UnreadResponse,
 )
+from .hints import Any, Final, TypeVar, cast
 from .origin import SourceAddress, check_source_address, split_host_port
 from .request import (
     BODILESS,

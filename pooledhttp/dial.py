@@ -21,11 +21,11 @@ import struct
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any, Final
 
 from . import forking
 from .errors import SourcePortsExhausted
 from .frozen import Frozen
+from .hints import Any, Final
 from .origin import SourceAddress
 from .timeouts import ConnectDeadline, is_wake_up
 

@@ -9,10 +9,10 @@ a margin earlier.  A restart looks the same, and is no reason to stay careful fo
 from __future__ import annotations
 
 import random
-from typing import Final
 
 from .config import PoolConfig
 from .conn import HTTPConnection
+from .hints import Final
 from .records import Entry
 from .stats import CloseReason
 from .wire import keep_alive_hints

@@ -21,7 +21,8 @@ import time
 import weakref
 from threading import get_ident, get_native_id
 from types import TracebackType
-from typing import Final, Protocol
+
+from .hints import Final, Protocol
 
 # How long a fork and the steps of other threads wait for each other, in seconds, and how often they look.  A step takes
 # a millisecond, or as long as a busy machine makes of it.

@@ -15,9 +15,9 @@ import threading
 import time
 import weakref
 from types import CodeType
-from typing import Final, Protocol
 
 from . import forking
+from .hints import Final, Protocol
 
 Stack = tuple[tuple[CodeType, int], ...]  # the innermost frame first: its code, and the offset of its instruction
 

@@ -24,7 +24,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from threading import current_thread
-from typing import Final
 
 from . import forking
 from .capacity import Capacity
@@ -32,6 +31,7 @@ from .config import PoolConfig
 from .conn import HTTPConnection
 from .errors import PoolFull
 from .expiry import Expiry
+from .hints import Final
 from .opener import Opener, failure_of
 from .records import Claim, Dial, Ended, Entry, Grant, Lost, Queue
 from .stats import AcquireOutcome, CloseReason, Tally

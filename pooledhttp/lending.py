@@ -17,12 +17,12 @@ import threading
 import time
 import weakref
 from threading import current_thread
-from typing import Final
 
 from . import forking, leaks, log
 from .config import PoolConfig
 from .conn import BLOCKSIZE, HTTPConnection
 from .errors import AcquireTimeout, PoolClosed, PoolFull, ReadTimeout, SelfDeadlock, TotalTimeout
+from .hints import Final
 from .ledger import Ledger, counted
 from .records import Claim, Dial, Ended, Entry, Grant, by_age, describe, describe_at_length, name_of
 from .states import State

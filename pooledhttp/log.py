@@ -15,7 +15,8 @@ its lock taken for ever.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final
+
+from .hints import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from logging import Logger

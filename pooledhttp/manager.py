@@ -11,7 +11,6 @@ import re
 import ssl
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Self, TypedDict
 
 from . import forking
 from .capacity import Capacity
@@ -19,6 +18,7 @@ from .config import PoolConfig, PoolOptions, check_maxsize, config_of
 from .conn import HTTPConnection
 from .dial import SocketOption
 from .errors import InvalidURL, PoolClosed
+from .hints import Final, Self, TypedDict, Unpack
 from .origin import SourceAddress, split_host_port
 from .pool import ConnectionContext, ConnectionPool, StreamContext
 from .request import NO_HEADERS, BodySource, Headers
@@ -26,9 +26,6 @@ from .response import Response, StreamedResponse
 from .retry import AS_CONFIGURED, Budget, RetryChoice
 from .stats import PoolStats
 from .timeouts import Timeout
-
-if TYPE_CHECKING:
-    from typing import Unpack
 
 _split = re.compile(r"(?i:(https?)://)([^/?#]*)([^#]*)(?:#.*)?", re.DOTALL).fullmatch
 # URLs are spelt in many ways; so many spellings of origins are remembered for each pool that may exist.

@@ -11,12 +11,12 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
 
 from . import log
 from .config import PoolConfig, PoolOptions, config_of
 from .conn import PEER_STOPPED_READING, HTTPConnection
 from .errors import HTTPException, InvalidURL, PoolClosed
+from .hints import Self, TypeVar, Unpack
 from .lending import is_reused, lease_of, leased_at, outcome_of
 from .request import NO_HEADERS, BodySource, Headers, PreparedRequest, prepare
 from .response import FailedAttempt, Response, RetriedResponse, StreamedResponse
@@ -25,9 +25,6 @@ from .states import State
 from .stats import OUTCOME_BY_STATUS_CLASS, RequestOutcome, RetryReason, RetryRefusal, Tally
 from .timeouts import LONGEST, Deadline, Timeout, check_seconds, pause
 from .upkeep import Upkeep
-
-if TYPE_CHECKING:
-    from typing import Unpack
 
 _Result = TypeVar("_Result")
 _Reroute = Callable[["ConnectionPool"], "ConnectionPool"]

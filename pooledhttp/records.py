@@ -15,9 +15,9 @@ import weakref
 from collections.abc import Iterator
 from enum import Enum
 from threading import Thread, current_thread
-from typing import Any, Final, Self
 
 from .conn import HTTPConnection
+from .hints import Any, Final, Self
 from .leaks import Stack, render
 from .request import printable
 from .states import State

@@ -11,9 +11,9 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
+from .hints import Any, Final, Protocol, cast
 from .wire import FieldValue, field_lines, request_head
 
 

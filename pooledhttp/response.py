@@ -12,10 +12,10 @@ import io
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from http.client import HTTPMessage
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from .errors import IncompleteRead, InvalidChunk, InvalidResponse, ResponseNotReady
 from .frozen import Frozen
+from .hints import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from .transport import BODY_RECEIVE_BYTES, RECEIVE_BYTES, ForeignSocket, Transport, transport_for
 from .wire import DEFAULT_LIMITS, Head, Limits, parse_chunk_line, parse_head, parse_trailer
 

@@ -23,7 +23,6 @@ import ssl
 import threading
 from collections.abc import Callable, Collection
 from datetime import UTC
-from typing import Final, Literal, TypeVar
 
 from .errors import (
     AcquireTimeout,
@@ -39,6 +38,7 @@ from .errors import (
     WriteTimeout,
 )
 from .frozen import Frozen
+from .hints import Final, Literal, TypeVar
 from .request import PreparedRequest
 from .response import FailedAttempt
 from .stats import RetryReason, RetryRefusal

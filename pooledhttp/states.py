@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Final
+
+from .hints import Final
 
 
 class State(IntEnum):

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
 
 from .frozen import Frozen
+from .hints import Any, NamedTuple, TypeVar
 
 _Kind = TypeVar("_Kind", bound=str)
 

@@ -11,10 +11,10 @@ import errno
 import math
 import time
 from collections.abc import Callable
-from typing import Final, Self
 
 from .errors import ConnectTimeout, TotalTimeout
 from .frozen import Frozen
+from .hints import Final, Self
 
 Clock = Callable[[], float]
 

@@ -28,9 +28,9 @@ import sys
 import threading
 from collections.abc import Callable
 from threading import get_ident
-from typing import Final, Protocol, TypeVar, cast
 
 from .errors import InvalidResponse, LineTooLong, ReadTimeout, RemoteDisconnected, WriteTimeout
+from .hints import Final, Protocol, TypeVar, cast
 from .stats import CloseReason
 from .timeouts import Clock, Deadline, is_wake_up, monotonic
 from .wire import Limits, check_unfinished_head, head_end

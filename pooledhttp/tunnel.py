@@ -7,9 +7,9 @@ taken for what comes out of the tunnel, so it ends the connection before a TLS h
 from __future__ import annotations
 
 import socket
-from typing import Final
 
 from .errors import HTTPException, InvalidResponse, TunnelError
+from .hints import Final
 from .request import Field, lower
 from .response import Body
 from .timeouts import Clock, ConnectDeadline

@@ -5,11 +5,10 @@ Each of these may be called at any moment from any thread, while others lend and
 
 from __future__ import annotations
 
-from typing import Final
-
 from . import leaks
 from .config import check_maxsize
 from .conn import HTTPConnection
+from .hints import Final
 from .ledger import counted
 from .lending import Lender
 from .records import Entry, Grant, by_age, describe_at_length, name_of

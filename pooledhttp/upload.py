@@ -13,9 +13,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from .errors import HTTPException, InvalidResponse, ReadTimeout, RemoteDisconnected, TotalTimeout, WriteTimeout
+from .hints import Final
 from .request import BodySource, SizedFile, blocks
 from .timeouts import Clock, Deadline, is_wake_up
 from .transport import Transport

@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from http.client import HTTPMessage
-from typing import ClassVar, Final
 
 from .errors import BadStatusLine, InvalidChunk, InvalidResponse, InvalidURL, LineTooLong
 from .frozen import Frozen
+from .hints import ClassVar, Final
 
 FieldValue = str | bytes | int
 Fields = Sequence[tuple[str | bytes, FieldValue]]

@@ -55,6 +55,7 @@ def freely(*names: str) -> dict[str, When]:
 VERSION = "__version__"
 
 CORE = (
+    "hints",
     "errors",
     "frozen",
     "stats",
@@ -128,6 +129,7 @@ DEMO_MAY_IMPORT = lazily(*CORE, *ADAPTERS, "metrics", "testing", "__init__", VER
 BELOW_DEMONSTRATION = freely("demo.options", "demo.api", "demo.load", "demo.screen", "demo.samples", "demo.trouble")
 
 ROOMS: dict[str, Mapping[str, When]] = {
+    "hints": {},
     "errors": {},
     "frozen": {},
     "stats": freely("frozen"),
@@ -194,6 +196,9 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "__main__": freely("cli"),
     "__init__": freely(*CORE),
 }
+# Instead of `typing`: see the end of this file.
+for _room in CORE[1:]:
+    ROOMS[_room] = {**ROOMS[_room], **freely("hints")}
 
 # Whoever has no row here lives on the standard library.
 LIBRARIES: dict[str, Mapping[str, When]] = {
@@ -452,12 +457,12 @@ print(json.dumps({name: getattr(sys.modules[name], "__file__", None) for name in
 """
 
 
-def modules_loaded_by(module: str) -> dict[str, str | None]:
+def modules_loaded_by(module: str, *options: str) -> dict[str, str | None]:
     """Import a module in a fresh interpreter; return what that loaded, and from which file."""
     # Coverage would measure the child too, and add modules of its own to what we look at.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     child = subprocess.run(
-        [sys.executable, "-c", WATCH, module],
+        [sys.executable, *options, "-c", WATCH, module],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -522,3 +527,10 @@ def test_import_of_the_package_leaves_the_optional_rooms_alone() -> None:
 @pytest.mark.parametrize("library", ["prometheus_client", "pytest"])
 def test_watcher_sees_a_third_party(library: str) -> None:
     assert library in third_parties(modules_loaded_by(library))
+
+
+@pytest.mark.parametrize("room", CORE)
+def test_core_is_imported_without_what_takes_long_to_import(room: str) -> None:
+    # -S: what an installed package hooks into the start of the interpreter (.pth files) may have loaded them before.
+    loaded = modules_loaded_by(f"{PACKAGE}.{room}", "-S")
+    assert loaded.keys().isdisjoint({"typing", "contextlib", "dataclasses", "inspect", "logging", "json", "tempfile"})
