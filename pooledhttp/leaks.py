@@ -8,12 +8,12 @@ give back is most often followed by silence, so waiting for the pool's next call
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import sys
 import threading
 import time
 import weakref
+from bisect import insort
 from types import CodeType
 
 from . import forking
@@ -86,7 +86,7 @@ class Watcher:
 
     def __init__(self) -> None:
         self._guards: dict[str, _Guard] = {}
-        self._due: list[tuple[float, int, weakref.ref[Watched]]] = []  # a heap, by time
+        self._due: list[tuple[float, int, weakref.ref[Watched]]] = []  # by time
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
 
@@ -111,7 +111,7 @@ class Watcher:
                 except RuntimeError:  # no more threads, or the interpreter is about to end
                     return False
                 self._thread = thread
-            heapq.heappush(self._due, look)
+            insort(self._due, look)
             guard.changed.notify()
         return True
 
@@ -120,7 +120,6 @@ class Watcher:
         guard = self._guard
         with guard.lock:
             self._due = [look for look in self._due if look[2]() not in {None, pool}]
-            heapq.heapify(self._due)
             guard.changed.notify()
 
     def renew_after_fork(self) -> None:
@@ -140,7 +139,7 @@ class Watcher:
                 if left > 0:
                     guard.changed.wait(left)
                     continue
-                pool = heapq.heappop(self._due)[2]()
+                pool = self._due.pop(0)[2]()
             seconds = None
             if pool is not None:
                 try:

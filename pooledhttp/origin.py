@@ -56,7 +56,7 @@ def split_host_port(host: str, port: int | str | None, default: int) -> tuple[st
 
 
 # A last label that is a number makes the whole an IPv4 address to every resolver.
-_ends_in_number = re.compile(r"(?:.*\.)?(?:[0-9]+|0[Xx][0-9A-Fa-f]*)\.?").fullmatch
+_ENDS_IN_NUMBER = r"(?:.*\.)?(?:[0-9]+|0[Xx][0-9A-Fa-f]*)\.?"
 
 
 def _to_ascii(host: str) -> str:
@@ -73,7 +73,7 @@ def _to_ascii(host: str) -> str:
         name = host.encode("idna").decode("ascii")
     except UnicodeError as fault:
         raise InvalidURL(f"host is not valid: {host[:60]!r} has no form in ASCII ({fault})") from None
-    if _ends_in_number(name) or not name.isascii() or any(mark in name for mark in ":[]%"):
+    if re.fullmatch(_ENDS_IN_NUMBER, name) or not name.isascii() or any(mark in name for mark in ":[]%"):
         raise InvalidURL(f"host is not valid: {host[:60]!r} is an address in disguise ({name[:60]})")
     return name
 

@@ -53,9 +53,11 @@ class Limits(Frozen):
 
 DEFAULT_LIMITS: Final = Limits()
 
+# What only rare heads need is not compiled here: `re.fullmatch` does that when it comes to one, and remembers it.
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_NAME = _TOKEN + rb"+"
+_VALUE = rb"[\t -~\x80-\xff]*"
 _STATUS_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*+))?"
-_match_status_line = re.compile(_STATUS_LINE).fullmatch
 _REST_OF_LINE = rb"[\t -~\x80-\xff]*+\r\n"
 _FRAMING_NAMES = rb"content-length|transfer-encoding|connection|keep-alive|proxy-connection"
 # The usual head, in front of whatever follows it: well formed, of a status that has a body, with one Content-Length, a
@@ -75,7 +77,6 @@ _match_usual_head = re.compile(
 _match_head = re.compile(
     _STATUS_LINE + rb"\r\n((?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+)\r\n",
 ).fullmatch
-_match_token = re.compile(_TOKEN + rb"+").fullmatch
 _match_chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t -~\x80-\xff]*+)?").fullmatch
 
 # No length that fits a file has more digits than this; int() is quadratic in theirs.
@@ -339,7 +340,7 @@ def _members(value: bytes) -> list[bytes]:
 
 
 def _status_line(line: bytes) -> tuple[int, int, bytes]:
-    match = _match_status_line(line)
+    match = re.fullmatch(_STATUS_LINE, line)
     if match is None:
         raise BadStatusLine(_excerpt(line))
     return 10 + int(match[1]), int(match[2]), match[3] or b""
@@ -383,10 +384,10 @@ def _read_leniently(head: bytes, limits: Limits) -> tuple[int, int, bytes, bytes
         elif not colon or not name:
             # http.client's documented tolerance: the line is dropped and hides nothing behind it.
             is_clean = is_continuable = False
-        elif not _match_token(name):
+        elif not re.fullmatch(_NAME, name):
             raise InvalidResponse(f"a header field's name is not a token: {_excerpt(name)}")
         else:
-            if not _is_plain(value):
+            if not re.fullmatch(_VALUE, value):
                 is_clean = False
             if block:
                 block.append(b"\r\n")
@@ -395,9 +396,6 @@ def _read_leniently(head: bytes, limits: Limits) -> tuple[int, int, bytes, bytes
     if block:
         block.append(b"\r\n")
     return version, status, reason, b"".join(block), is_clean
-
-
-_is_plain = re.compile(rb"[\t -~\x80-\xff]*").fullmatch
 
 
 def _excerpt(line: bytes | bytearray) -> str:
@@ -447,7 +445,7 @@ def parse_trailer(line: bytes) -> tuple[str, str]:
         InvalidResponse: It is not a field line.
     """
     name, colon, value = line.partition(b":")
-    if not colon or not _match_token(name) or not _is_plain(value):
+    if not colon or not re.fullmatch(_NAME, name) or not re.fullmatch(_VALUE, value):
         raise InvalidResponse(f"malformed trailer line: {_excerpt(line)}")
     return name.decode("latin-1"), value.decode("latin-1").strip(" \t")
 
@@ -455,7 +453,7 @@ def parse_trailer(line: bytes) -> tuple[str, str]:
 # --- writing --------------------------------------------------------------------------------------------
 
 _USUAL_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_match_request_line = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++ [!-~]++ HTTP/1\.[01]\r\n").fullmatch
+_REQUEST_LINE = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++ [!-~]++ HTTP/1\.[01]\r\n"
 _match_field_lines = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++: [\t -~\x80-\xff]*+\r\n)*+").fullmatch
 _match_method = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _match_target = re.compile(r"[!-~]+").fullmatch
@@ -505,7 +503,9 @@ def request_head(
         and version == "HTTP/1.1"
     )
     # Formatting writes None and b"GET" as text, and both would pass for a method.
-    if not is_usual and not (isinstance(method, str) and isinstance(target, str) and _match_request_line(request_line)):
+    if not is_usual and not (
+        isinstance(method, str) and isinstance(target, str) and re.fullmatch(_REQUEST_LINE, request_line)
+    ):
         raise _fault_of(method, target, version)
     if not fields:
         return f"{request_line}{checked_lines}\r\n".encode("latin-1")
