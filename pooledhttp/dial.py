@@ -28,6 +28,7 @@ from .frozen import Frozen
 from .hints import Any, Final
 from .origin import SourceAddress
 from .timeouts import ConnectDeadline, is_wake_up
+from .uncut import uncut
 
 # RFC 8305 section 8: the recommended Connection Attempt Delay, in seconds.
 _ATTEMPT_DELAY: Final = 0.25
@@ -161,7 +162,7 @@ class Dialer(Frozen):
     def _new_socket(self, family: socket.AddressFamily, kind: socket.SocketKind, protocol: int) -> socket.socket:
         if not self.is_shut_by_fork:
             return socket.socket(family, kind, protocol)
-        with forking.uncut:
+        with uncut:
             sock = socket.socket(family, kind, protocol)
             forking.note_socket(sock)
         return sock
@@ -328,7 +329,7 @@ def resolve(host: str, port: int, deadline: ConnectDeadline) -> Sequence[_Addres
 def _look_up(host: str, port: int) -> Sequence[_Address]:
     if "encodings.idna" not in sys.modules:
         # getaddrinfo would import it, and a child that is forked meanwhile would wait for ever for that to be over.
-        with forking.uncut:
+        with uncut:
             codecs.lookup("idna")
     found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
     if not found:
@@ -379,7 +380,7 @@ GLOBAL_DEFAULT_TIMEOUT: Final[object] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: 
 
 def default_tls_context() -> ssl.SSLContext:
     """Return a client context that verifies certificate and host name, and speaks http/1.1 (RFC 7301)."""
-    with forking.uncut:
+    with uncut:
         context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     context.post_handshake_auth = True  # a server may ask for a client's certificate later (RFC 8446 section 4.6.2)
@@ -402,7 +403,7 @@ def start_tls(
     try:
         previous = sock.gettimeout()
         deadline.begin("the TLS handshake")
-        with forking.uncut:
+        with uncut:
             secured = tls = context.wrap_socket(
                 sock, server_hostname=server_hostname, suppress_ragged_eofs=False, do_handshake_on_connect=False
             )
@@ -452,7 +453,7 @@ def _shake_hands(sock: ssl.SSLSocket, timeout: float | None, deadline: ConnectDe
     """
     while True:
         try:
-            with forking.uncut:
+            with uncut:
                 sock.do_handshake()
             return
         except ssl.SSLWantReadError:

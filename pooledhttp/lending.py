@@ -283,7 +283,7 @@ class Lender(Ledger):
         except BaseException as fault:  # noqa: BLE001  # raised again where it belongs
             self._end_failed_dial(dial, fault)
         finally:
-            forking.uncut.end_thread()
+            forking.end_thread()
 
     def _end_dial(self, dial: Dial, conn: HTTPConnection) -> None:
         """Hand a new connection to the claim that began it, or to the oldest waiter, or let it be idle."""

@@ -39,6 +39,7 @@ from pooledhttp import (
     forking,
 )
 from pooledhttp import dial as dial_room
+from pooledhttp import uncut as uncut_room
 from pooledhttp.testing import (
     ExpectHead,
     Peer,
@@ -52,6 +53,7 @@ from pooledhttp.testing import (
     Stall,
     StartTLS,
 )
+from pooledhttp.uncut import uncut
 from tests.apps.children import BOUND, Child, connections_to, descriptors, in_child
 
 pytestmark = [
@@ -835,14 +837,14 @@ def test_socket_of_a_bare_connection_is_its_users_own_business(serve: Serve, aud
 
 
 def test_fork_waits_for_a_step_of_another_thread(audit: ResourceAudit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forking, "_PATIENCE", BOUND)
+    monkeypatch.setattr(uncut_room, "_PATIENCE", BOUND)
     entered = threading.Event()
     told = []
 
     def step() -> None:
-        with forking.uncut:
+        with uncut:
             entered.set()
-            wait_until(lambda: bool(forking.uncut._forks))
+            wait_until(lambda: bool(uncut._forks))
             told.append("the step ended")
 
     with in_thread(step) as ended:
@@ -852,49 +854,49 @@ def test_fork_waits_for_a_step_of_another_thread(audit: ResourceAudit, monkeypat
 
 
 def test_step_waits_for_a_fork_that_is_about_to_happen(audit: ResourceAudit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forking, "_PATIENCE", BOUND)
+    monkeypatch.setattr(uncut_room, "_PATIENCE", BOUND)
     told = []
     trying = threading.Event()
 
     def step() -> None:
         trying.set()
-        with forking.uncut:
+        with uncut:
             told.append("the step began")
 
-    forking.uncut.before_fork()
+    uncut.before_fork()
     with in_thread(step) as ended:
         assert trying.wait(BOUND)
-        assert not forking.uncut._depths
+        assert not uncut._depths
         told.append("the fork is over")
-        forking.uncut.after_fork()
+        uncut.after_fork()
         ended()
     assert told == ["the fork is over", "the step began"]
 
 
 def test_fork_does_not_wait_for_ever_for_a_step(audit: ResourceAudit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forking, "_PATIENCE", 0.01)
+    monkeypatch.setattr(uncut_room, "_PATIENCE", 0.01)
     entered, over = threading.Event(), threading.Event()
 
     def step() -> None:
-        with forking.uncut:
+        with uncut:
             entered.set()
             over.wait(BOUND)
 
     with in_thread(step) as ended:
         assert entered.wait(BOUND)
-        assert in_child(lambda: dict(forking.uncut._depths)) == {}
+        assert in_child(lambda: dict(uncut._depths)) == {}
         over.set()
         ended()
-    assert not forking.uncut._depths
+    assert not uncut._depths
 
 
 def test_fork_inside_a_step_of_the_same_thread_does_not_wait(
     audit: ResourceAudit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forking, "_PATIENCE", 10 * BOUND)  # the handler of a signal may fork anywhere
-    with forking.uncut, forking.uncut:
+    monkeypatch.setattr(uncut_room, "_PATIENCE", 10 * BOUND)  # the handler of a signal may fork anywhere
+    with uncut, uncut:
         assert in_child(lambda: "done") == "done"
-    assert not forking.uncut._depths
+    assert not uncut._depths
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="nobody tells here which threads there are")
@@ -902,19 +904,19 @@ def test_fork_waits_for_the_end_of_a_thread_that_has_dialled(
     audit: ResourceAudit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What OpenSSL does then is none of Python's; here it is an event that is waited for behind the last step."""
-    monkeypatch.setattr(forking, "_PATIENCE", BOUND)
+    monkeypatch.setattr(uncut_room, "_PATIENCE", BOUND)
     monkeypatch.setattr(forking, "_tls_context", client_context())
     told = []
     at_its_end, may_end = threading.Event(), threading.Event()
 
     def dial() -> None:
-        forking.uncut.end_thread()
+        forking.end_thread()
         at_its_end.set()
         may_end.wait(BOUND)
         told.append("the thread ended")
 
     def let_it_end() -> None:
-        wait_until(lambda: bool(forking.uncut._forks))
+        wait_until(lambda: bool(uncut._forks))
         may_end.set()
 
     with in_thread(dial) as ended, in_thread(let_it_end) as let:
@@ -922,27 +924,27 @@ def test_fork_waits_for_the_end_of_a_thread_that_has_dialled(
         assert in_child(lambda: told) == ["the thread ended"]
         ended()
         let()
-    assert not forking.uncut._ending
+    assert not uncut._ending
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="nobody tells here which threads there are")
 def test_threads_that_have_ended_are_forgotten_and_the_own_is_not_waited_for(
     audit: ResourceAudit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forking, "_PATIENCE", BOUND)
+    monkeypatch.setattr(uncut_room, "_PATIENCE", BOUND)
     monkeypatch.setattr(forking, "_tls_context", client_context())
     for _ in range(50):
-        thread = threading.Thread(target=forking.uncut.end_thread)
+        thread = threading.Thread(target=forking.end_thread)
         thread.start()
         thread.join(BOUND)
         path = Path(f"/proc/self/task/{thread.native_id}")
         wait_until(functools.partial(lambda path: not path.exists(), path))
-    assert len(forking.uncut._ending) <= forking._MOST_ENDING
-    forking.uncut.end_thread()  # as a greenlet does, whose thread goes on
+    assert len(uncut._ending) <= uncut_room._MOST_ENDING
+    forking.end_thread()  # as a greenlet does, whose thread goes on
     began = time.monotonic()
     assert in_child(lambda: "done") == "done"
     assert time.monotonic() - began < BOUND
-    assert not forking.uncut._ending
+    assert not uncut._ending
 
 
 def test_works_where_a_process_cannot_fork() -> None:

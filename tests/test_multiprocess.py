@@ -28,12 +28,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from pooledhttp import ConnectionPool, HTTPException
-from pooledhttp.forking import uncut
 from pooledhttp.metrics import multiprocess_registry
 from pooledhttp.metrics.fleet import Fleet
 from pooledhttp.metrics.names import SharedNames, _lock
 from pooledhttp.stats import Tally
 from pooledhttp.testing import ExpectHead, Peer, Repeat, Respond, ScriptedServer, ServerFactory
+from pooledhttp.uncut import uncut
 from tests.processes import ROOT, run, scraped
 from tests.waits import BOUND, wait_until
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from pooledhttp.forking import uncut
+from pooledhttp.uncut import uncut
 
 from .fleet import MOST_NAMES
 
