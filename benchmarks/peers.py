@@ -111,6 +111,7 @@ class Client(abc.ABC):
         name: As in the tables.
         module: What has to be imported.
         distribution: The package that it comes in; ``None``: it is not installed by pip, or is ours.
+        imported: Its row among the imports; empty: that of its distribution, or of its module.
         group: Whether it is a peer.
         is_shared: Whether one object serves any number of threads; else each thread has its own.
         is_async: Whether it repeats concurrently by itself, as tasks of one thread.
@@ -119,6 +120,7 @@ class Client(abc.ABC):
     name: ClassVar[str]
     module: ClassVar[str]
     distribution: ClassVar[str | None] = None
+    imported: ClassVar[str] = ""
     group: ClassVar[Group] = Group.PEER
     is_shared: ClassVar[bool] = True
     is_async: ClassVar[bool] = False
@@ -295,6 +297,7 @@ class OurPool(Client):
 
     name = "pooledhttp pool.request"
     module = "pooledhttp"
+    imported = "pooledhttp, with its ConnectionPool"
     group = Group.OURS
     has_metrics: ClassVar[bool] = True
     total: ClassVar[float | None] = None
@@ -406,6 +409,7 @@ class OurConnection(HttpClient):
 
     name = "pooledhttp HTTPConnection"
     module = "pooledhttp"
+    imported = "pooledhttp, with its HTTPConnection"
     group = Group.OURS
 
 

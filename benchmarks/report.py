@@ -341,9 +341,9 @@ def readme_table(report: Report) -> str:
     lines = [_line(titles), _line(["---", *["---:"] * (len(titles) - 1)])]
     for name, row in by_name["small-get"].items():
         crowd, tls, large = (by_name[scenario].get(name) for scenario in _NEEDED[1:4])
-        client = EVERY.get(name)
-        module = "" if client is None else client.distribution or client.module
-        took = imports.get(module) if row.group != Group.FLOOR else None
+        took = None
+        if row.group != Group.FLOOR and (client := EVERY.get(name)) is not None:
+            took = imports.get(client.imported) or imports.get(client.distribution or client.module)
         lines.append(
             _line(
                 [

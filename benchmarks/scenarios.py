@@ -35,6 +35,7 @@ from .peers import (
     Group,
     NotOffered,
     Operation,
+    OurConnection,
     OurPool,
     OurPoolWithoutMetrics,
     OurPoolWithTotal,
@@ -603,23 +604,32 @@ def _crowd(call: Callable[[], float], *, seconds: float) -> dict[str, float]:
 # --- import -----------------------------------------------------------------------------------------------------------
 
 
+# Ours imports a public name when that is first asked for, and what Prometheus needs when the first pool is made.
+_OUR_IMPORTS: Final = {
+    "pooledhttp": "import pooledhttp",
+    OurConnection.imported: "from pooledhttp import HTTPConnection",
+    OurPool.imported: "from pooledhttp import ConnectionPool",
+    "pooledhttp, with its first pool": "from pooledhttp import ConnectionPool; ConnectionPool('localhost', 80)",
+}
+
+
 def _importing(setting: Setting) -> Outcome:
     """Start an interpreter that imports one module, and one that imports nothing."""
     outcome = Outcome(base="nothing", is_pinned=cores().client is not None)
-    modules = {"nothing": ("", Group.FLOOR), "pooledhttp": ("pooledhttp", Group.OURS)}
+    programs = {"nothing": ("", Group.FLOOR)} | {name: (line, Group.OURS) for name, line in _OUR_IMPORTS.items()}
     for client in CLIENTS:
         if client.group is Group.PEER and setting.wants(client):
-            modules.setdefault(client.distribution or client.name, (client.module, Group.PEER))
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in modules}
+            programs.setdefault(client.distribution or client.name, (f"import {client.module}", Group.PEER))
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with pinned(cores().client):
         for number in range(max(setting.rounds, 3) * 2 + 1):
-            for name, (module, _) in modules.items():
+            for name, (program, _) in programs.items():
                 if name in outcome.missing:
                     continue
                 cpu, wall = _children_seconds(), time.perf_counter()
                 done = subprocess.run(
-                    [sys.executable, "-c", f"import {module}" if module else ""],
+                    [sys.executable, "-c", program],
                     cwd=_ROOT,
                     capture_output=True,
                     text=True,
@@ -632,7 +642,7 @@ def _importing(setting: Setting) -> Outcome:
                     outcome.missing[name] = f"not installed ({done.stderr.strip().splitlines()[-1]})"
                 elif number:  # the first writes the bytecode
                     taken[name].append(passed)
-    for name, (_, group) in modules.items():
+    for name, (_, group) in programs.items():
         if taken[name]:
             outcome.cases[name] = Result(group=group.value, rounds=taken[name])
     return outcome
