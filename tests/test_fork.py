@@ -919,11 +919,15 @@ def test_fork_waits_for_the_end_of_a_thread_that_has_dialled(
         wait_until(lambda: bool(uncut._forks))
         may_end.set()
 
-    with in_thread(dial) as ended, in_thread(let_it_end) as let:
+    dialling = threading.Thread(target=dial)  # not one of an executor, which would live on, and be waited for in vain
+    dialling.start()
+    with in_thread(let_it_end) as let:
         assert at_its_end.wait(BOUND)
+        began = time.monotonic()
         assert in_child(lambda: told) == ["the thread ended"]
-        ended()
+        assert time.monotonic() - began < BOUND
         let()
+    dialling.join(BOUND)
     assert not uncut._ending
 
 
