@@ -818,12 +818,10 @@ def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def small_heap() -> Iterator[None]:
-    """Keep what is there already out of each collection."""
+def small_heap() -> None:
+    """Keep what is there already out of each collection; for good, as tests/conftest.py does before each file."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
