@@ -39,11 +39,11 @@ lint: $(VENV)/ready-for-test ## ruff (rules and formatting) and mypy
 	$(run) mypy
 
 # Two processes, however many cores there are: tests of many threads need room. A file's tests stay together, since
-# they share what is dear to make. A process that ends (at a test's timeout, say) is not replaced: by file, xdist would
-# then wait for ever for the tests that it took with it.
+# they share what is dear to make, and the longest files come first (tests/conftest.py). A process that ends (at a
+# test's timeout, say) is not replaced: by file, xdist would then wait for ever for the tests that it took with it.
 unit: $(VENV)/ready-for-test ## the tests alone, with coverage
 	$(run) coverage erase
-	$(run) coverage run -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
+	$(run) coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 	$(run) coverage combine --quiet
 	$(run) coverage report
 

@@ -13,6 +13,21 @@ import pytest
 
 pytest_plugins = ["pooledhttp.testing"]
 
+# The files that take longest, the longest first.  Processes that share the files out among them take these up first
+# (`make unit`): whichever was begun last would keep one of them at work long after the other.  Those that look at a
+# clock do not run beside the first, which keeps two processors busy by itself.
+LONGEST = (
+    "test_rules", "test_properties", "test_security", "test_interruptions", "test_live", "test_contention",
+    "test_nginx", "test_uploads", "test_pool_machine", "test_bridge", "test_demo", "test_multiprocess",
+    "test_dashboards", "test_transport", "test_gevent", "test_fork", "test_memory", "test_wire", "test_races",
+    "test_bad_input", "test_benchmarks", "test_metrics", "test_fork_servers", "test_layers", "test_pool_faults",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop() -> None:
