@@ -42,6 +42,8 @@ from pooledhttp.testing import (
     Trickle,
 )
 
+pytestmark = pytest.mark.unmeasured
+
 log = logging.getLogger(__name__)
 
 BOUND = 20.0

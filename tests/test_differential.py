@@ -41,6 +41,8 @@ from tests.responses import (
     segmented,
 )
 
+pytestmark = pytest.mark.unmeasured
+
 ALLOWED_ERRORS = (HTTPException, OSError, ValueError)
 
 

@@ -16,6 +16,8 @@ import trustme
 
 from pooledhttp.testing import Peer, ResourceAudit, Respond, ServerFactory
 
+pytestmark = pytest.mark.unmeasured
+
 BOUND = 60.0
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [

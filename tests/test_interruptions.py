@@ -51,6 +51,8 @@ from pooledhttp import (
 from pooledhttp.testing import Peer, ResourceAudit, Respond, ScriptedServer, ServerFactory
 from tests.waits import wait_until
 
+pytestmark = pytest.mark.unmeasured
+
 BOUND: Final = 10.0
 PATIENT: Final = Timeout(acquire=BOUND, connect=BOUND, read=BOUND, write=BOUND)
 AT_ONCE: Final = Timeout(acquire=0, connect=BOUND, read=BOUND, write=BOUND)

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.unmeasured
+
 PACKAGE = "pooledhttp"
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -30,7 +30,10 @@ from dashboards.generator.pictures import Ask, draw, legend_of
 from tests.real_prometheus import Prometheus
 from tests.waits import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [
+    pytest.mark.unmeasured,
+    pytest.mark.timeout(180),
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "dashboards"

@@ -21,9 +21,12 @@ import trustme
 
 from pooledhttp.testing import Peer, ReceivedRequest, Respond, ScriptedServer, ServerFactory
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="no /proc here to read the peak of a process from"
-)
+pytestmark = [
+    pytest.mark.unmeasured,
+    pytest.mark.skipif(
+        not Path("/proc/self/status").exists(), reason="no /proc here to read the peak of a process from"
+    ),
+]
 
 MEGABYTE: Final = 1_000_000
 ALLOWED: Final = 5 * MEGABYTE

@@ -53,6 +53,8 @@ from pooledhttp.config import PoolOptions
 from pooledhttp.testing import Peer, ResourceAudit, Respond, ScriptedServer, ServerFactory
 from tests.real_nginx import HELLO, Nginx
 
+pytestmark = pytest.mark.unmeasured
+
 log = logging.getLogger(__name__)
 
 BOUND = 20.0

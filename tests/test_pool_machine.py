@@ -77,6 +77,8 @@ from tests.fake_connections import (
 )
 from tests.responses import EXAMPLES, bounded
 
+pytestmark = pytest.mark.unmeasured
+
 NAMES: Final = ("Anna", "Bela", "Cora")
 PATIENT: Final = Timeout(acquire=None, connect=BOUND, read=BOUND, write=BOUND)
 IDLE_TIMEOUT: Final = 60.0

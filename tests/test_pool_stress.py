@@ -22,6 +22,8 @@ from pooledhttp import ConnectionPool, PoolClosed, PoolStats, Timeout
 from pooledhttp.testing import Disconnected, Peer, ResourceAudit, Respond, ServerFactory
 from tests.waits import wait_until
 
+pytestmark = pytest.mark.unmeasured
+
 BOUND = 30.0
 PATIENT = Timeout(acquire=BOUND, connect=BOUND, read=BOUND, write=BOUND)
 ANSWER = Respond(body=b"hello").encode()

@@ -41,6 +41,8 @@ from tests.responses import (
     segmented,
 )
 
+pytestmark = pytest.mark.unmeasured
+
 GOOD_WIRE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood"
 ALLOWED = (HTTPException, OSError, ValueError)
 

@@ -60,6 +60,8 @@ from tests.fake_connections import (
 )
 from tests.responses import EXAMPLES
 
+pytestmark = pytest.mark.unmeasured
+
 PATIENT: Final = Timeout(acquire=BOUND, connect=BOUND, read=BOUND, write=BOUND)
 AT_ONCE: Final = Timeout(acquire=0, connect=BOUND, read=BOUND, write=BOUND)
 TIMES: Final = 60  # how often threads start from one barrier

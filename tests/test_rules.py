@@ -32,6 +32,8 @@ from pooledhttp import ConnectionPool, Retry, Timeout
 from pooledhttp.stats import USE_BOUNDS, WAIT_BOUNDS
 from tests.real_prometheus import find_promtool
 
+pytestmark = pytest.mark.unmeasured
+
 DASHBOARDS = Path(__file__).resolve().parent.parent / "dashboards"
 TESTS = DASHBOARDS / "tests"
 BOUND = 55.0

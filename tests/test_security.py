@@ -86,6 +86,8 @@ from pooledhttp.testing import (
     keep_alive_script,
 )
 
+pytestmark = pytest.mark.unmeasured
+
 # --- the list ---------------------------------------------------------------------------------------------------------
 
 # The ids of one class of errors: the tests, here or in the file that is named, or a sentence why it does not touch us.

@@ -1209,6 +1209,7 @@ def cpu_seconds(work: Callable[[bytes], None], received: bytes) -> float:
     return best
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("shape", HOSTILE)
 def test_time_is_linear_in_the_input(shape: str) -> None:
     work, make = HOSTILE[shape]
