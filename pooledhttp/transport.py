@@ -301,10 +301,11 @@ class Transport:
             if left <= 0:
                 raise deadline.exceeded()
         if limit is not None:
-            left = min(left, since + limit - now)
-            if left <= 0.0005:  # the timers' resolution: not worth another wait
+            until_limit = since + limit - now
+            if until_limit <= 0.0005:  # the timers' resolution: not worth another wait
                 did = "sent nothing" if fired is ReadTimeout else "took no byte of the request"
                 raise fired(f"{self._what} {did} for {limit:.2f} s")
+            left = min(left, until_limit)
         return left
 
     # --- sending ------------------------------------------------------------------------------------

@@ -88,6 +88,7 @@ class Upload:
         self._is_tls = transport.is_tls
         self._sent_unheard = _UNHEARD_BYTES  # since the last look for an answer
         self._heard_at = self._taken_at = transport.clock()  # the last look; when the peer took the last byte
+        self._is_late = False  # the write limit is over, and what is sent only fills up what is left of the buffer
         self._is_answered = False
         self._interim_responses = 0
         self._heard = bytearray()  # grows by each segment without being copied; it is given back for the response
@@ -199,11 +200,12 @@ class Upload:
                 if self._is_tls or not _is_silence(fault):
                     raise
                 late = fault  # poll() tells of much room only: there may be some
+                self._is_late = True
             sent = transport.send_some(data)
             if sent:
                 data = data[sent:]
                 self._sent_unheard += sent
-                self._taken_at = transport.clock()
+                self._note_taken()
             elif late is not None:
                 raise late
             else:
@@ -229,6 +231,7 @@ class Upload:
                     if not _is_silence(fault):
                         raise
                     late = fault  # as in _send()
+                    self._is_late = True
                 try:
                     count = os.sendfile(
                         transport.fileno(), descriptor, file.start + sent, min(file.length - sent, _SENDFILE_BYTES)
@@ -244,7 +247,7 @@ class Upload:
                 if not count:
                     raise file.shrank(file.length - sent)
                 transport.any_sent = True
-                self._taken_at = transport.clock()
+                self._note_taken()
                 sent += count
         finally:
             os.close(descriptor)
@@ -264,9 +267,15 @@ class Upload:
     def _has_room(self) -> bool:
         """Wait for room to send; return whether there is some, and no reason to stop."""
         if not self._transport.wait_to_send(or_receive=self._is_listening, since=self._taken_at):
+            self._is_late = False
             return True
         self._listen()
         return False
+
+    def _note_taken(self) -> None:
+        """Begin the write limit anew, unless it is over: then the peer has taken nothing, only its socket here has."""
+        if not self._is_late:
+            self._taken_at = self._transport.clock()
 
     def _listen(self) -> None:
         arrived = self._transport.receive_now()

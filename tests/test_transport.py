@@ -256,6 +256,19 @@ def test_nothing_is_sent_when_the_time_of_the_call_is_over(
     assert not transport.any_sent
 
 
+@ways
+def test_total_that_is_all_but_over_is_not_taken_for_another_limit(way: str, open_transport: Opener) -> None:
+    now = [0.0]
+    transport = open_transport([KeepOpen()], way, clock=lambda: now[0])
+    transport.bound(read=10, write=10, deadline=Deadline(1, what="GET /", clock=lambda: now[0]), what="origin")
+    now[0] = 0.9999
+    # A wait of the last tenth of a millisecond, and then the total is over: which limit it is shows only then.
+    assert transport._left(10, 0.0, ReadTimeout) == pytest.approx(0.0001)
+    now[0] = 1.0
+    with pytest.raises(TotalTimeout):
+        transport._left(10, 0.0, ReadTimeout)
+
+
 def in_the_main_thread(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     if way == "poll":
         monkeypatch.setattr(main_thread, "ident", threading.get_ident())

@@ -22,6 +22,7 @@ import ssl
 import tarfile
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -1318,6 +1319,24 @@ def test_peer_that_stops_reading_and_says_nothing_is_a_timeout(kind: str, line: 
     with pytest.raises(TimeoutError):
         conn.request("POST", "/upload", body, headers, encode_chunked=True)
     assert conn.state is State.CLOSED
+    line.stopped.set()
+    assert server.peer().ended.wait(BOUND)
+    finish(conn)
+
+
+@pytest.mark.parametrize("blocksize", [1000, 8192])
+def test_silent_peer_has_one_write_limit_and_not_one_for_each_block_that_its_buffer_takes(
+    blocksize: int, line: Line
+) -> None:
+    server = line.serve([ExpectHead(body=False), Stall(until=line.stopped)])
+    conn = line.connect_to(server, timeout=BOUND, blocksize=blocksize)
+    conn.connect()
+    conn.sock.settimeout(0.5)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        conn.request("POST", "/upload", io.BytesIO(bytes(PLENTY)))
+    # poll() calls a socket full from two thirds on: a hundred blocks and more fit in after that.
+    assert time.monotonic() - began < BOUND
     line.stopped.set()
     assert server.peer().ended.wait(BOUND)
     finish(conn)
