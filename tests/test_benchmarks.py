@@ -210,13 +210,15 @@ def test_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path) -> None:
     scratch, results = tmp_path / "scratch", tmp_path / "results"
     scratch.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks", "--embedded", "--only", "small-get", "--results", str(results)],
+        # So many rounds that it cannot be over before it is interrupted, however busy the machine is.
+        [sys.executable, "-m", "benchmarks", "--embedded", "--only", "small-get", "--rounds", "10000",
+         "--results", str(results)],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(scratch)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    )  # fmt: skip
     with process:
         try:
             assert process.stderr is not None

@@ -151,7 +151,11 @@ class Demo:
     # --- the rule ---------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Let the API come to rest, and have the pools look at what it left behind."""
+        """Let dials and the API come to rest, and have the pools look at what the API left behind."""
+        # A caller who was given a connection meanwhile has left his dial to whoever comes next.
+        end = time.monotonic() + CALL_SECONDS
+        while any(one.opening for one in self.manager.stats().values()) and time.monotonic() < end:
+            time.sleep(SLICE)  # nobody tells of it
         for api in self.apis:
             api.settle()
         self.manager.prune()
