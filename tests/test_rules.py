@@ -26,7 +26,9 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from dashboards.generator.rules import FOR_USERS, RUNBOOK, main, rule_files
+from dashboards.generator.alerts import RUNBOOK
+from dashboards.generator.recordings import FOR_USERS
+from dashboards.generator.rules import main, rule_files
 from dashboards.generator.thresholds import THRESHOLDS, Thresholds
 from pooledhttp import ConnectionPool, Retry, Timeout
 from pooledhttp.stats import USE_BOUNDS, WAIT_BOUNDS
