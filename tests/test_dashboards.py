@@ -407,6 +407,7 @@ def always(value: float) -> str:
 
 
 ORDERS = 'job="shop",instance="a",pool="orders"'
+BUILD_INFO = 'build_info{job="shop",instance="a",version="1"}'
 
 # Ten calls of ten minutes each, on fifty connections; they end together after ten minutes, and the next ten begin.
 LONG_LEASES = {
@@ -493,6 +494,64 @@ def test_worker_from_which_nothing_comes_back_is_the_fullest(tmp_path: Path) -> 
     assert number("pool.json", "Callers waiting", world, tmp_path) == 3
 
 
+def replaced(*, at: int) -> dict[str, str]:
+    """Make up a worker that is replaced by its like: half of its connections lent, and three callers waiting."""
+    world: dict[str, str] = {}
+    for instance, before, after in (("old", "", " stale"), ("new", f"_x{at + 1} ", "")):
+        labels = f'job="shop",instance="{instance}",pool="orders"'
+        length = at if after else SCRAPES
+        world |= {
+            f"connections_max{{{labels}}}": f"{before}10x{length}{after}",
+            f'connections{{{labels},state="active"}}': f"{before}5x{length}{after}",
+            f"pending_acquires{{{labels}}}": f"{before}3x{length}{after}",
+            f"acquire_wait_seconds_sum{{{labels}}}": f"{before}0x{length}{after}",
+            f"connection_use_seconds_sum{{{labels}}}": f"{before}0+75x{length}{after}",
+            f"connection_use_seconds_count{{{labels}}}": f"{before}0+75x{length}{after}",
+            f'connection_use_seconds_bucket{{{labels},le="30.0"}}': f"{before}0+75x{length}{after}",
+        }
+    return world
+
+
+@pytest.mark.parametrize("at", ["10m", "10m15s", "10m30s", "11m"])
+def test_worker_that_is_gone_counts_no_more(at: str, tmp_path: Path) -> None:
+    """A deployment is no load: what is in use belongs to the limits of those that are there."""
+    world = replaced(at=40)  # after ten minutes
+    assert number("pool.json", "In use", world, tmp_path, at) == pytest.approx(0.5)
+    assert number("workers.json", "All workers together", world, tmp_path, at) == pytest.approx(0.5)
+    assert number("pool.json", "Callers waiting", world, tmp_path, at) == 3
+    assert number("overview.json", "Full pools", world, tmp_path, at) == 0
+    in_use, waiting, *_ = told("overview.json", "Pools, the fullest first", world, tmp_path, at)
+    assert list(in_use.values()) == [pytest.approx(0.5)]
+    assert list(waiting.values()) == [3]
+
+
+def test_limit_of_workers_that_are_gone_takes_its_use_with_it(tmp_path: Path) -> None:
+    """Three of four workers' worth of connections end, each of them a quarter in use, counted by their time."""
+    world: dict[str, str] = {}
+    for instance, limit, length in (("stays", 10, SCRAPES), ("goes", 30, 40)):
+        labels = f'job="shop",instance="{instance}",pool="orders"'
+        end = "" if length == SCRAPES else " stale"
+        world |= {
+            f"connections_max{{{labels}}}": f"{limit}x{length}{end}",
+            f"connection_use_seconds_sum{{{labels}}}": f"0+{15 * limit / 4:g}x{length}{end}",
+            f"connection_use_seconds_count{{{labels}}}": f"0+15x{length}{end}",
+            f'connection_use_seconds_bucket{{{labels},le="30.0"}}': f"0+15x{length}{end}",
+        }
+    assert number("pool.json", "In use", world, tmp_path, "10m15s") == pytest.approx(0.25)
+
+
+def test_share_of_the_busiest_worker_is_among_those_that_are_there(tmp_path: Path) -> None:
+    world = {
+        f'acquires_total{{{labels},outcome="reused"}}': f"0+15x{length}{end}"
+        for labels, length, end in (
+            ('job="shop",instance="a",pool="orders"', SCRAPES, ""),
+            ('job="shop",instance="b",pool="orders"', SCRAPES, ""),
+            ('job="shop",instance="gone",pool="orders"', 38, " stale"),
+        )
+    } | {f'build_info{{job="shop",instance="{instance}",version="1"}}': always(1) for instance in "ab"}
+    assert number("workers.json", "Busiest worker's share of the load", world, tmp_path, "10m") == 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_callers_that_are_turned_away_got_no_connection(name: str, tmp_path: Path) -> None:
     """As with max_waiters=0: nobody waits, and so nobody times out."""
@@ -533,6 +592,7 @@ def test_tiles_show_no_number_when_the_last_call_was_long_ago(name: str, tmp_pat
         f'requests_total{{{ORDERS},outcome="error"}}': "",
     }
     world = dict.fromkeys(world, "0+10x40 400x39")
+    world[BUILD_INFO] = always(1)
     for title in OF_TRAFFIC[name]:
         assert all(len(values) == 1 for values in told(name, title, world, tmp_path, "10m")), title
         assert not any(told(name, title, world, tmp_path)), title

@@ -17,7 +17,7 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import heatmap as m_heatmap
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from .thresholds import Thresholds
+from .thresholds import SOME, Thresholds
 
 Builder: TypeAlias = stat.Panel | timeseries.Panel | heatmap.Panel | table.Panel
 
@@ -77,6 +77,11 @@ def greater(one: str, other: str, by: str = "job, pool") -> str:
     return f"max by ({by}) ({marked})"
 
 
+def of_open(per_series: str, by: str) -> str:
+    """Return a sum over the pools that are open where they are scraped now."""
+    return f"sum by ({by}) ({per_series} and on (job, instance, pool) {chosen('connections_max')} > 0)"
+
+
 def in_use(thresholds: Thresholds, by: str = "job, pool") -> str:
     """Return the share of the limit that is lent, seen both ways, and no more than all.
 
@@ -85,20 +90,30 @@ def in_use(thresholds: Thresholds, by: str = "job, pool") -> str:
     lasts, and when a long one ends all at once, most of it from before the window; ten that lasted for ten minutes
     would be a hundred connections.  A cap by what the gauge saw would make the counted time as blind as the gauge.  So
     the counted time is left out only where long leases have ended, which the gauge cannot have missed.  Long ones are
-    told by the histogram; half of one, for Prometheus extrapolates.
+    told by the histogram.
+
+    Use and limit are of the same pools and of the same time.  What an instance that is gone has used would fill the
+    limits of those that are there, at each deployment anew; so would the use of processes that have ended behind one
+    address (`PROMETHEUS_MULTIPROC_DIR`), were the limit that of the moment.
     """
+    window = "[$__rate_interval]"
     active = chosen("connections", 'state="active"')
-    seen = f"sum by ({by}) (avg_over_time({active}[$__rate_interval]))"
+    seen = of_open(f"avg_over_time({active}{window})", by)
+    counted = of_open(f"rate({chosen('connection_use_seconds_sum')}{window})", by)
     short = chosen("connection_use_seconds_bucket", f'le="{float(thresholds.long_lease_seconds)}"')
-    ended = f"sum by ({by}) (increase({chosen('connection_use_seconds_count')}[$__rate_interval]))"
-    long = f"{ended} - sum by ({by}) (increase({short}[$__rate_interval]))"
-    lent = greater(f"{rate('connection_use_seconds_sum', by)} unless {long} > 0.5", seen, by)
-    return f"clamp_max({lent} / sum by ({by}) ({chosen('connections_max')} > 0), 1)"
+    ended = of_open(f"increase({chosen('connection_use_seconds_count')}{window})", by)
+    long = f"{ended} - {of_open(f'increase({short}{window})', by)}"
+    limit = of_open(f"avg_over_time({chosen('connections_max')}{window})", by)
+    return f"clamp_max({greater(f'{counted} unless {long} > {SOME:g}', seen, by)} / {limit}, 1)"
 
 
 def waiting(by: str = "job, pool") -> str:
-    """Return how many callers wait, seen both ways: a wait is counted when it ends well, and some never do."""
-    seen = f"sum by ({by}) (avg_over_time({chosen('pending_acquires')}[$__rate_interval]))"
+    """Return how many callers wait, seen both ways: a wait is counted when it ends, and some never do.
+
+    Of an instance that is gone nobody waits any more.
+    """
+    pending = chosen("pending_acquires")
+    seen = f"sum by ({by}) (avg_over_time({pending}[$__rate_interval]) and {pending})"
     return greater(rate("acquire_wait_seconds_sum", by), seen, by)
 
 

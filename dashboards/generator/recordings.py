@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from textwrap import dedent, indent
 from typing import Final
 
-from .thresholds import Thresholds
+from .thresholds import SOME, Thresholds
 
 # The outcomes of a call that count against its budget.
 FAILED: Final = "5xx|timeout|error"
@@ -77,16 +77,19 @@ def _greater(labels: str, counted: str, seen: str) -> str:
         """).strip()
 
 
-def _in_use(level: str, summed: str) -> Recording:
+# What is open where it is scraped now, by the mean of its limit; `in_use` in panels.py says why.
+_LIMIT: Final = "job_instance_pool:pooledhttp_connections_max:avg5m"
+
+
+def _in_use(level: str, summed: str, limit: str) -> Recording:
     """Record the share of the limit that is in use, seen both ways and no more than all; `summed` makes the level."""
-    counted = f"{level}:pooledhttp_connection_use_seconds_sum:rate5m"
+    counted = summed.format("job_instance_pool:pooledhttp_connection_use_seconds_sum:rate5m")
     long = summed.format("job_instance_pool:pooledhttp_long_leases:increase5m")
     seen = summed.format("job_instance_pool:pooledhttp_connections_active:avg5m")
-    most = summed.format("job_instance_pool:pooledhttp_connections_max:sum")
-    lent = _greater(level.replace("_", ", "), f"{counted} unless {long} > 0.5", seen)
+    lent = _greater(level.replace("_", ", "), f"{counted} unless {long} > {SOME:g}", seen)
     return Recording(
         record=f"{level}:pooledhttp_in_use_per_max:ratio_rate5m",
-        expr=f"clamp_max(\n{indent(lent, '  ')}\n  / ({most} > 0),\n  1\n)",
+        expr=f"clamp_max(\n{indent(lent, '  ')}\n  / {limit},\n  1\n)",
     )
 
 
@@ -117,14 +120,14 @@ def _rates(thresholds: Thresholds) -> list[Recording]:
                 """,
         ),
         *_distribution("pooledhttp_acquire_wait_seconds"),
-        # Seconds of waiting per second: the mean number of callers that wait.  Those who wait without an end are in the
-        # gauge alone.
+        # Seconds of waiting per second: the mean number of callers that wait, those who gave up included.  Those who
+        # wait without an end are in the gauge alone; of those, an instance that is gone has none any more.
         Recording(
             record="job_pool:pooledhttp_waiting:rate5m",
             expr=_greater(
                 "job, pool",
                 "sum by (job, pool) (rate(pooledhttp_acquire_wait_seconds_sum[5m]))",
-                "sum by (job, pool) (avg_over_time(pooledhttp_pending_acquires[5m]))",
+                "sum by (job, pool) (avg_over_time(pooledhttp_pending_acquires[5m]) and pooledhttp_pending_acquires)",
             ),
         ),
         # Seconds of use per second: the mean number of connections in use.
@@ -134,8 +137,12 @@ def _rates(thresholds: Thresholds) -> list[Recording]:
             expr="sum without (instance) (job_instance_pool:pooledhttp_connection_use_seconds_sum:rate5m)",
         ),
         Recording(
-            record="job_instance_pool:pooledhttp_connections_max:sum",
-            expr="sum by (job, instance, pool) (pooledhttp_connections_max)",
+            record=_LIMIT,
+            expr="""
+                sum by (job, instance, pool) (
+                  avg_over_time(pooledhttp_connections_max[5m]) and pooledhttp_connections_max > 0
+                )
+                """,
         ),
         # What the scrapes saw of them.
         Recording(
@@ -150,8 +157,8 @@ def _rates(thresholds: Thresholds) -> list[Recording]:
                 - sum by (job, instance, pool) (increase(pooledhttp_connection_use_seconds_bucket{{le="{long}"}}[5m]))
                 """,
         ),
-        _in_use("job_instance_pool", "{}"),
-        _in_use("job_pool", "sum without (instance) ({})"),
+        _in_use("job_instance_pool", "{}", _LIMIT),
+        _in_use("job_pool", f"sum without (instance) ({{}} and {_LIMIT})", f"sum without (instance) ({_LIMIT})"),
         *_distribution("pooledhttp_connection_use_seconds"),
         # Opening and ending
         *_distribution("pooledhttp_connect_duration_seconds"),

@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+# Events, as `increase` tells them: it extrapolates, so that one is a little more than 1, and a difference of two
+# increases a little more or less than it should be.
+SOME: Final = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:

@@ -14,12 +14,14 @@ UID: Final = "pooledhttp-workers"
 
 _EACH: Final = "{{instance}} {{pool}}"
 _BY: Final = "job, instance, pool"
+_PROCESSES: Final = f"pooledhttp_build_info{{{CHOSEN_PROCESSES}}}"
 _LENT: Final = chosen("connections", 'state="active"')
 
 
 def workers(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
     """Return the dashboard."""
-    acquires = rate("acquires_total", "instance")
+    # Of those that are there: the others' rates fall, and with them the mean.
+    acquires = f"{rate('acquires_total', 'job, instance')} and on (job, instance) {_PROCESSES}"
     return assemble(
         uid=UID,
         title="pooledhttp / Workers",
