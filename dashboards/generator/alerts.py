@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from .recordings import trimmed
-from .thresholds import SOME, Thresholds
+from .thresholds import Thresholds
 
 Severity = Literal["critical", "warning", "info"]
 
@@ -179,7 +179,7 @@ def _leases(t: Thresholds) -> list[Alert]:
         Alert(
             name="PooledHTTPConnectionLeak",
             severity="warning",
-            expr=f"sum by (job, pool) (increase(pooledhttp_leaked_connections_total[15m])) > {SOME:g}",
+            expr=f"sum by (job, pool) (increase(pooledhttp_leaked_connections_total[15m])) > {t.some_events:g}",
             lasting="",
             summary=f"{_WHERE} leaks connections.",
             description='About {{ $value | printf "%.0f" }} leases of the last 15 minutes were not given back in time, '
@@ -344,9 +344,9 @@ def _watching(t: Thresholds) -> list[Alert]:
             severity="info",
             expr=f"""
                 sum by (job) (
-                  increase({overflow}[15m]) > {SOME:g}
+                  increase({overflow}[15m]) > {t.some_events:g}
                   or {overflow} unless {overflow} offset 15m
-                ) > {SOME:g}
+                ) > {t.some_events:g}
                 """,
             lasting="",
             summary="{{ $labels.job }} has more pools than names for them.",

@@ -25,7 +25,7 @@ from .panels import (
     share,
     waiting,
 )
-from .thresholds import SOME, THRESHOLDS, Thresholds
+from .thresholds import THRESHOLDS, Thresholds
 
 UID: Final = "pooledhttp-overview"
 
@@ -154,7 +154,7 @@ def overview(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
                 name="Leaks",
                 expr=f"sum by (job, pool) (increase({chosen('leaked_connections_total')}[$__rate_interval]))",
                 unit="short",
-                steps=[(SOME, RED)],
+                steps=[(thresholds.some_events, RED)],
             ),
             Column(name="Reuse", expr=share(pool.REUSED, pool.SERVED), unit="percentunit"),
             Column(name="Requests", expr=pool.REQUESTS, unit="reqps"),

@@ -17,7 +17,7 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import heatmap as m_heatmap
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from .thresholds import SOME, Thresholds
+from .thresholds import Thresholds
 
 Builder: TypeAlias = stat.Panel | timeseries.Panel | heatmap.Panel | table.Panel
 
@@ -104,7 +104,7 @@ def in_use(thresholds: Thresholds, by: str = "job, pool") -> str:
     ended = of_open(f"increase({chosen('connection_use_seconds_count')}{window})", by)
     long = f"{ended} - {of_open(f'increase({short}{window})', by)}"
     limit = of_open(f"avg_over_time({chosen('connections_max')}{window})", by)
-    return f"clamp_max({greater(f'{counted} unless {long} > {SOME:g}', seen, by)} / {limit}, 1)"
+    return f"clamp_max({greater(f'{counted} unless {long} > {thresholds.some_events:g}', seen, by)} / {limit}, 1)"
 
 
 def waiting(by: str = "job, pool") -> str:

@@ -25,7 +25,7 @@ from .panels import (
     waiting,
     worst_wait,
 )
-from .thresholds import SOME, THRESHOLDS, Thresholds
+from .thresholds import THRESHOLDS, Thresholds
 
 UID: Final = "pooledhttp-pool"
 
@@ -140,7 +140,7 @@ def verdict(thresholds: Thresholds = THRESHOLDS) -> Sequence[Stat]:
             "the stack, with leak_after=.",
             queries=[Query(f"sum(increase({chosen('leaked_connections_total')}[$__range]))")],
             unit="short",
-            steps=[(SOME, RED)],
+            steps=[(thresholds.some_events, RED)],
             no_value="no pool",
         ),
     ]

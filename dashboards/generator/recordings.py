@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from textwrap import dedent, indent
 from typing import Final
 
-from .thresholds import SOME, Thresholds
+from .thresholds import Thresholds
 
 # The outcomes of a call that count against its budget.
 FAILED: Final = "5xx|timeout|error"
@@ -23,6 +23,7 @@ FAILED: Final = "5xx|timeout|error"
 # What is recorded though no alert asks for it, and the question it answers; the file's head lists them.
 FOR_USERS: Final = {
     "job_pool:pooledhttp_acquire_wait_seconds:p99_rate5m": "how long do callers wait for a connection?",
+    "job_pool:pooledhttp_connection_use_seconds_sum:rate5m": "how many connections are in use, and how many would do?",
     "job_pool:pooledhttp_connection_use_seconds:p99_rate5m": "how long is a connection lent?",
     "job_pool:pooledhttp_request_duration_seconds:p99_rate5m": "how long do calls take?",
     "job_pool_reason:pooledhttp_connections_closed:rate5m": "who ends the connections, and why?",
@@ -81,12 +82,12 @@ def _greater(labels: str, counted: str, seen: str) -> str:
 _LIMIT: Final = "job_instance_pool:pooledhttp_connections_max:avg5m"
 
 
-def _in_use(level: str, summed: str, limit: str) -> Recording:
+def _in_use(thresholds: Thresholds, level: str, summed: str, limit: str) -> Recording:
     """Record the share of the limit that is in use, seen both ways and no more than all; `summed` makes the level."""
     counted = summed.format("job_instance_pool:pooledhttp_connection_use_seconds_sum:rate5m")
     long = summed.format("job_instance_pool:pooledhttp_long_leases:increase5m")
     seen = summed.format("job_instance_pool:pooledhttp_connections_active:avg5m")
-    lent = _greater(level.replace("_", ", "), f"{counted} unless {long} > {SOME:g}", seen)
+    lent = _greater(level.replace("_", ", "), f"{counted} unless {long} > {thresholds.some_events:g}", seen)
     return Recording(
         record=f"{level}:pooledhttp_in_use_per_max:ratio_rate5m",
         expr=f"clamp_max(\n{indent(lent, '  ')}\n  / {limit},\n  1\n)",
@@ -157,8 +158,10 @@ def _rates(thresholds: Thresholds) -> list[Recording]:
                 - sum by (job, instance, pool) (increase(pooledhttp_connection_use_seconds_bucket{{le="{long}"}}[5m]))
                 """,
         ),
-        _in_use("job_instance_pool", "{}", _LIMIT),
-        _in_use("job_pool", f"sum without (instance) ({{}} and {_LIMIT})", f"sum without (instance) ({_LIMIT})"),
+        _in_use(thresholds, "job_instance_pool", "{}", _LIMIT),
+        _in_use(
+            thresholds, "job_pool", f"sum without (instance) ({{}} and {_LIMIT})", f"sum without (instance) ({_LIMIT})"
+        ),
         *_distribution("pooledhttp_connection_use_seconds"),
         # Opening and ending
         *_distribution("pooledhttp_connect_duration_seconds"),

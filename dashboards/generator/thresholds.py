@@ -9,10 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-# Events, as `increase` tells them: it extrapolates, so that one is a little more than 1, and a difference of two
-# increases a little more or less than it should be.
-SOME: Final = 0.5
-
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
@@ -72,6 +68,10 @@ class Thresholds:
     # budget of `Retry` allows by default: a share that the budget keeps retries below would never be passed.
     retry_share: float = 0.1
     retry_least_rate: float = 0.1
+
+    # Things that nobody should see even one of, as `increase` tells them: it extrapolates, so that one is a little more
+    # than 1, and a difference of two increases a little more or less than it should be.
+    some_events: float = 0.5
 
     # One worker's share of its limit in use, while all workers together have plenty left.
     skew_worker: float = 0.9
