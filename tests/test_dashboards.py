@@ -14,20 +14,21 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import promql_parser
 import pytest
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from prometheus_client import CollectorRegistry
 
 from dashboards.generator.__main__ import files
 from dashboards.generator.thresholds import THRESHOLDS, Thresholds
-from pooledhttp import ConnectionPool
+from tests.exposition import exposed, faults_of, selectors, types
 from tests.real_prometheus import find_promtool
+
+if TYPE_CHECKING:
+    import promql_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "dashboards"
@@ -147,8 +148,10 @@ def test_board_has_an_address_and_cannot_be_edited_in_place(name: str) -> None:
 def test_variables_are_the_same_everywhere_and_can_be_widened(name: str) -> None:
     listed = {variable["name"]: variable for variable in BOARDS[name]["templating"]["list"]}
     assert listed.keys() == VARIABLES
-    assert listed.pop("datasource")["query"] == "prometheus"
+    source = listed.pop("datasource")
+    assert (source["query"], source["current"]["value"]) == ("prometheus", "default")
     for variable in listed.values():
+        assert variable["current"] == {"selected": True, "text": "All", "value": "$__all"}  # when it is first opened
         assert variable["multi"]
         assert variable["includeAll"]
         assert variable["allValue"] == ".+"
@@ -219,7 +222,8 @@ def test_rates_are_over_the_interval_that_grafana_chooses(panel: Json) -> None:
     for target in panel["targets"]:
         for call, window in re.findall(r"(\w+)\([^()]*\[([^\]]+)\]", target["expr"]):
             # What has happened in all the time that is shown is a number of events, and no rate.
-            assert window == "$__rate_interval" or (panel["type"], call, window) == ("stat", "increase", "$__range")
+            is_of_now = panel["type"] in {"stat", "table"}
+            assert window == "$__rate_interval" or (is_of_now, call, window) == (True, "increase", "$__range")
 
 
 @panels
@@ -233,73 +237,124 @@ def test_numbers_are_of_now(panel: Json) -> None:
         assert panel["fieldConfig"]["defaults"]["noValue"]
 
 
+@panels
+def test_axes_begin_at_0(panel: Json) -> None:
+    if panel["type"] == "heatmap":
+        assert panel["options"]["yAxis"]["min"] == 0
+    elif panel["type"] != "table":
+        assert panel["fieldConfig"]["defaults"]["min"] == 0
+
+
+@panels
+def test_legends_are_tables_with_the_greatest_first(panel: Json) -> None:
+    if panel["type"] == "timeseries":
+        legend = panel["options"]["legend"]
+        assert (legend["displayMode"], legend["showLegend"]) == ("table", True)
+        assert "max" in legend["calcs"]
+        assert (legend["sortBy"], legend["sortDesc"]) == ("Max", True)
+
+
+def fixed_colours(panel: Json) -> dict[str, str]:
+    return {
+        override["matcher"]["options"]: prop["value"]["fixedColor"]
+        for override in panel["fieldConfig"]["overrides"]
+        for prop in override["properties"]
+        if prop["id"] == "color" and prop["value"]["mode"] == "fixed"
+    }
+
+
+def test_a_state_and_an_outcome_have_one_colour_everywhere() -> None:
+    """Every one that can be shown, and the same words the same colour, on all boards."""
+    colours: dict[tuple[str, str], set[str]] = {}
+    for board in BOARDS.values():
+        for panel in panels_of(board):
+            if panel["type"] != "timeseries":
+                continue
+            fixed = fixed_colours(panel)
+            for name, colour in fixed.items():
+                colours.setdefault((name, ""), set()).add(colour)
+            for target in panel["targets"]:
+                label = target["legendFormat"].strip("{}")
+                if label in {"state", "outcome"}:
+                    (selector,) = selectors_of(target["expr"])
+                    assert KNOWN[selector.name or ""][label] <= fixed.keys(), panel["title"]
+    assert len(colours) > 10
+    assert {name: found for name, found in colours.items() if len(found) > 1} == {}
+
+
+@panels
+def test_tile_without_a_value_says_so_in_grey(panel: Json) -> None:
+    """The colour of no value is that of the lowest step otherwise, and that is green."""
+    if panel["type"] == "stat":
+        defaults = panel["fieldConfig"]["defaults"]
+        (mapping,) = defaults["mappings"]
+        assert (mapping["type"], mapping["options"]["match"]) == ("special", "null+nan")
+        assert mapping["options"]["result"]["text"] == defaults["noValue"]
+        assert mapping["options"]["result"]["color"] not in {step["color"] for step in defaults["thresholds"]["steps"]}
+
+
+@boards
+def test_tiles_have_no_value_where_nothing_is_scraped(name: str, tmp_path: Path) -> None:
+    world = {'connections_max{job="elsewhere",instance="a",pool="orders"}': "1x2 stale"}
+    for panel in panels_of(BOARDS[name]):
+        if panel["type"] == "stat":
+            assert not any(told(name, panel["title"], world, tmp_path)), panel["title"]
+
+
 WITHOUT_POOL = {"pooledhttp_pools", "pooledhttp_label_overflow_total", "pooledhttp_build_info"}
 
 
-def parsed(expr: str) -> Any:  # its classes have no common name
-    return promql_parser.parse(expr.replace("$__rate_interval", "1m").replace("$__range", "1h"))
+KNOWN = exposed()
+SAMPLE_TYPES = types()
+# What Prometheus makes of the rules itself.
+ALERTS = {
+    "ALERTS": {
+        "alertname": {rule["alert"] for group in yaml.safe_load(files()["alerts.yml"])["groups"]
+                      for rule in group["rules"]},
+        "alertstate": {"pending", "firing"},
+    }
+}  # fmt: skip
 
 
-def selectors_of(expr: str) -> list[Any]:
-    found: list[Any] = []
+def filled_in(expr: str) -> str:
+    """Put something where Grafana would, to have PromQL."""
+    return expr.replace("$__rate_interval", "1m").replace("$__range", "1h")
 
-    def visit(node: Any) -> None:  # as above
-        if isinstance(node, promql_parser.VectorSelector):
-            found.append(node)
-            return
-        if isinstance(node, promql_parser.MatrixSelector):
-            found.append(node.vector_selector)
-            return
-        for part in ("expr", "lhs", "rhs", "param"):
-            child = getattr(node, part, None)
-            if child is not None:
-                visit(child)
-        for child in getattr(node, "args", None) or []:
-            visit(child)
 
-    visit(parsed(expr))
+def selectors_of(expr: str) -> list[promql_parser.VectorSelector]:
+    found = selectors(filled_in(expr))
     assert found
     return found
 
 
-def exposed() -> dict[str, tuple[str, set[str]]]:
-    """Return what the collector shows: the type and the labels of each sample's name."""
-    registry = CollectorRegistry()
-    with ConnectionPool("localhost", 80, registry=registry):
-        return {
-            sample.name: (family.type, set(sample.labels) | {"job", "instance"})
-            for family in registry.collect()
-            for sample in family.samples
-        }
-
-
-EXPOSED = exposed()
-
-
 @boards
-def test_every_metric_and_label_exists(name: str) -> None:
-    for title, expr in queries_of(BOARDS[name]):
-        for selector in selectors_of(expr):
-            if selector.name == "ALERTS":
-                continue
-            assert selector.name in EXPOSED, title
-            assert {matcher.name for matcher in selector.matchers.matchers} <= EXPOSED[selector.name][1], title
+def test_every_metric_label_and_value_exists(name: str) -> None:
+    board = BOARDS[name]
+    asked = dict(queries_of(board)) | {note["name"]: note["expr"] for note in board["annotations"]["list"]}
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "query":
+            match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"])
+            assert match is not None
+            asked[variable["name"]] = f"count by ({match[2]}) ({match[1]})"
+    faults = [(title, fault) for title, expr in asked.items() for fault in faults_of(filled_in(expr), KNOWN | ALERTS)]
+    assert not faults
+    assert len(asked) > 10
 
 
 @boards
 def test_counters_are_never_shown_raw(name: str) -> None:
     for title, expr in queries_of(BOARDS[name]):
         raw = re.sub(r"(rate|increase)\([^()]*\[[^\]]*\]\)", "", expr)
-        for counter, (kind, _) in EXPOSED.items():
+        for counter, kind in SAMPLE_TYPES.items():
             if kind in {"counter", "histogram"}:
                 assert not re.search(rf"\b{counter}\b", raw), title
 
 
 def test_every_metric_is_on_some_panel() -> None:
-    used = {selector.name for board in BOARDS.values() for _, expr in queries_of(board)
+    used = {selector.name or "" for board in BOARDS.values() for _, expr in queries_of(board)
             for selector in selectors_of(expr)}  # fmt: skip
     # A histogram is seen by one of its three faces; the `_created` of a counter is prometheus_client's affair.
-    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in EXPOSED if not name.endswith("_created")}
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in SAMPLE_TYPES if not name.endswith("_created")}
     assert families <= {re.sub(r"_(bucket|sum|count)$", "", name) for name in used}
 
 
@@ -311,31 +366,220 @@ def test_labels_of_a_division_are_kept_by_name(name: str) -> None:
 
 # --- thresholds -------------------------------------------------------------------------------------------------------
 
-# Where the number of an alert is to be seen, by the field of Thresholds.
+
+class Seen(NamedTuple):
+    """Where a threshold is to be seen: a panel, a part of it (a series, a column), and what is changed at it."""
+
+    board: str
+    kind: str
+    title: str
+    part: str
+    what: str
+
+    def __str__(self) -> str:
+        """Return it as it stands in the lists below."""
+        return f"{self.board} {self.kind} {self.title}: {self.part} {self.what}".replace(":  ", ": ")
+
+
+def thresholds_of(boards: Mapping[str, Json]) -> dict[Seen, object]:
+    """Return the colour steps of all panels, and their queries."""
+    found: dict[Seen, object] = {}
+    for name, board in boards.items():
+        for panel in panels_of(board):
+            at = name.removesuffix(".json"), panel["type"], panel["title"]
+            defaults = panel["fieldConfig"]["defaults"]
+            steps = {"": defaults["thresholds"]["steps"]} if "thresholds" in defaults else {}
+            names: dict[str, str] = {}
+            for override in panel["fieldConfig"]["overrides"]:
+                for prop in override["properties"]:
+                    if prop["id"] == "thresholds":
+                        steps[override["matcher"]["options"]] = prop["value"]["steps"]
+            for transformation in panel.get("transformations", []):
+                names |= transformation["options"].get("renameByName", {})
+            for part, of_it in steps.items():
+                for step in of_it[1:]:
+                    found[Seen(*at, part, step["color"])] = step["value"]
+            for target in panel["targets"]:
+                part = names.get(f"Value #{target['refId']}", target.get("legendFormat", ""))
+                found[Seen(*at, part, "query")] = target["expr"]
+    return found
+
+
+def moved_by(field: str) -> set[Seen]:
+    """Return where something changes when a threshold does."""
+    moved: Thresholds = dataclasses.replace(THRESHOLDS, **{field: getattr(THRESHOLDS, field) * 0.5})
+    before, after = thresholds_of(BOARDS), thresholds_of({name: json.loads(files(moved)[name]) for name in NAMES})
+    assert before.keys() == after.keys()
+    return {place for place, value in before.items() if after[place] != value}
+
+
+# Where the number of an alert is to be seen, by the field of Thresholds: board, kind of panel, title, part, what.
+_IN_USE_QUERIES = """
+    overview stat Full pools: query
+    overview table Pools, the fullest first: In use query
+    overview timeseries The fullest pools: {{job}} {{pool}} query
+    pool stat In use: query
+    pool timeseries In use, of the limit: {{pool}} query
+    workers stat All workers together: mean query
+    workers stat Fullest worker: fullest query
+    workers timeseries In use, of the limit: {{instance}} {{pool}} query
+"""
 SHOWN = {
-    "long_lease_seconds": ["pool.json", "overview.json", "workers.json"],
-    "saturation": ["pool.json", "overview.json", "workers.json"],
-    "saturation_waiting": ["pool.json", "overview.json", "workers.json"],
-    "slow_wait_seconds": ["pool.json", "overview.json"],
-    "acquire_timeout_share": ["pool.json", "overview.json", "workers.json"],
-    "connect_failure_share": ["pool.json", "overview.json"],
-    "connect_failure_page_share": ["pool.json", "overview.json"],
-    "stale_share": ["pool.json", "overview.json"],
-    "stale_raised_share": ["pool.json"],
-    "stuck_lease_seconds": ["pool.json", "workers.json"],
-    "slow_connect_seconds": ["pool.json"],
-    "low_reuse": ["pool.json", "overview.json"],
-    "request_error_budget": ["overview.json"],
-    "skew_worker": ["workers.json"],
+    "acquire_timeout_share": """
+        overview stat No connection: red
+        overview table Pools, the fullest first: No connection red
+        pool stat No connection: red
+        workers timeseries No connection: red
+    """,
+    "slow_wait_seconds": """
+        overview stat Waited too long: query
+        overview table Pools, the fullest first: Waited too long query
+        pool stat Waited too long: query
+        pool timeseries Waiting for a connection: red
+    """,
+    "slow_wait_budget": """
+        overview stat Waited too long: yellow
+        overview stat Waited too long: orange
+        overview stat Waited too long: red
+        overview table Pools, the fullest first: Waited too long yellow
+        overview table Pools, the fullest first: Waited too long orange
+        overview table Pools, the fullest first: Waited too long red
+        pool stat Waited too long: yellow
+        pool stat Waited too long: orange
+        pool stat Waited too long: red
+    """,
+    "fast_burn": """
+        overview stat Failed requests: red
+        overview stat Waited too long: red
+        overview table Pools, the fullest first: Failed red
+        overview table Pools, the fullest first: Waited too long red
+        pool stat Waited too long: red
+        pool timeseries Share of failed requests: red
+    """,
+    "slow_burn": """
+        overview stat Failed requests: orange
+        overview stat Waited too long: orange
+        overview table Pools, the fullest first: Failed orange
+        overview table Pools, the fullest first: Waited too long orange
+        pool stat Waited too long: orange
+        pool timeseries Share of failed requests: orange
+    """,
+    "saturation": """
+        overview stat Full pools: query
+        overview table Pools, the fullest first: In use red
+        overview timeseries The fullest pools: red
+        pool stat In use: red
+        pool timeseries In use, of the limit: red
+        workers stat All workers together: red
+    """,
+    "saturation_waiting": """
+        overview table Pools, the fullest first: Waiting red
+        overview timeseries Where callers wait: red
+        pool stat Callers waiting: red
+        pool timeseries Callers waiting: red
+        workers timeseries Callers waiting: red
+    """,
+    "long_lease_seconds": _IN_USE_QUERIES,
+    "stuck_lease_seconds": """
+        pool stat Oldest lease: red
+        pool timeseries Oldest lease: red
+        workers stat Oldest lease: red
+        workers timeseries Oldest lease: red
+    """,
+    "connect_failure_share": """
+        overview stat Cannot connect: orange
+        overview table Pools, the fullest first: Cannot connect orange
+        pool stat Cannot connect: orange
+    """,
+    "connect_failure_page_share": """
+        overview stat Cannot connect: red
+        overview table Pools, the fullest first: Cannot connect red
+        pool stat Cannot connect: red
+    """,
+    "slow_connect_seconds": "pool timeseries How long connecting takes: red",
+    "low_reuse": """
+        overview stat New connections: orange
+        pool timeseries Served by a kept-alive connection: red
+    """,
+    "stale_share": """
+        overview table Pools, the fullest first: Dead on use orange
+        pool stat Dead on use: orange
+    """,
+    "stale_raised_share": "pool stat Dead on use: raised red",
+    "request_error_budget": """
+        overview stat Failed requests: yellow
+        overview stat Failed requests: orange
+        overview stat Failed requests: red
+        overview table Pools, the fullest first: Failed yellow
+        overview table Pools, the fullest first: Failed orange
+        overview table Pools, the fullest first: Failed red
+        pool timeseries Share of failed requests: yellow
+        pool timeseries Share of failed requests: orange
+        pool timeseries Share of failed requests: red
+    """,
+    "retry_share": "pool timeseries Retries, of all calls: red",
+    "some_events": f"""
+        {_IN_USE_QUERIES}
+        overview table Pools, the fullest first: Leaks red
+        pool stat Leaks: red
+    """,
+    "skew_worker": """
+        workers stat Fullest worker: red
+        workers timeseries In use, of the limit: red
+    """,
 }
+_LEAST_RATE = "a panel shows the share of little traffic too, or no value; only a call at night needs enough of it"
+NOT_SHOWN = {
+    **dict.fromkeys(
+        ("acquire_least_rate", "connect_failure_least_rate", "connect_least_rate", "reuse_least_rate",
+         "stale_least_rate", "stale_raised_least_rate", "request_least_rate", "retry_least_rate"),
+        _LEAST_RATE,
+    ),
+    "skew_fleet": "the tile of all workers is red where they are full; that they are not is no trouble",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", SHOWN)
 def test_panels_change_colour_where_the_alert_does(field: str) -> None:
-    before = files()
-    moved: Thresholds = dataclasses.replace(THRESHOLDS, **{field: getattr(THRESHOLDS, field) * 0.5})
-    changed = [name for name, text in files(moved).items() if name.endswith(".json") and text != before[name]]
-    assert sorted(changed) == sorted(SHOWN[field])
+    expected = {line.strip() for line in SHOWN[field].splitlines() if line.strip()}
+    assert {str(place) for place in moved_by(field)} == expected
+
+
+def test_every_threshold_is_shown_or_has_a_reason_not_to_be() -> None:
+    assert SHOWN.keys() | NOT_SHOWN.keys() == {field.name for field in dataclasses.fields(Thresholds)}
+    assert not SHOWN.keys() & NOT_SHOWN.keys()
+    for field in NOT_SHOWN:
+        assert not moved_by(field)
+
+
+# Steps that are at no number of an alert, and what they are.
+OTHER_STEPS = {
+    "overview stat Full pools: red": 1,  # one of those that its query counts
+    "overview stat Firing alerts: red": 1,
+    "overview stat New connections: orange": 1 - THRESHOLDS.low_reuse,  # what the alert asks of the others
+    "pool timeseries Waiting for a connection: red": THRESHOLDS.slow_wait_seconds,  # in the alert the bound of a bucket
+    # More than may; the alerts call when the budget burns many times as fast, which orange and red show.
+    "overview stat Waited too long: yellow": THRESHOLDS.slow_wait_budget,
+    "overview table Pools, the fullest first: Waited too long yellow": THRESHOLDS.slow_wait_budget,
+    "pool stat Waited too long: yellow": THRESHOLDS.slow_wait_budget,
+    "overview stat Failed requests: yellow": THRESHOLDS.request_error_budget,
+    "overview table Pools, the fullest first: Failed yellow": THRESHOLDS.request_error_budget,
+    "pool timeseries Share of failed requests: yellow": THRESHOLDS.request_error_budget,
+}
+
+
+def test_steps_are_at_the_numbers_of_the_alerts() -> None:
+    alerts = "\n".join(rule["expr"] for group in yaml.safe_load(files()["alerts.yml"])["groups"]
+                       for rule in group["rules"])  # fmt: skip
+    numbers = {
+        round(float(number) * float(factor or 1), 9)
+        for number, factor in re.findall(r"[<>] ([\d.]+)(?: \* ([\d.]+))?", alerts)
+    }
+    steps = {str(place): value for place, value in thresholds_of(BOARDS).items() if place.what != "query"}
+    assert {place: steps[place] for place in OTHER_STEPS} == OTHER_STEPS
+    elsewhere = {place: value for place, value in steps.items() if place not in OTHER_STEPS and value not in numbers}
+    assert not elsewhere
+    assert len(steps) > 30
 
 
 def test_first_row_of_the_pool_is_eight_numbers_side_by_side() -> None:
@@ -357,9 +601,11 @@ RATE_INTERVAL = "1m"
 END = f"{SCRAPES // 4}m"
 
 
-def told(name: str, title: str, series: Mapping[str, str], folder: Path, at: str = END) -> list[dict[str, float]]:
+def told(
+    name: str, title: str | Json, series: Mapping[str, str], folder: Path, at: str = END
+) -> list[dict[str, float]]:
     """Return what each query of a panel gives: values by the labels of their series."""
-    panel = next(panel for panel in panels_of(BOARDS[name]) if panel["title"] == title)  # the tile, if there are two
+    panel = next(panel for panel in panels_of(BOARDS[name]) if title in (panel["title"], panel))  # the tile, if of two
     expressions = [
         re.sub(r"\$(job|instance|pool)\b", ".+", target["expr"])
         .replace("$__rate_interval", RATE_INTERVAL).replace("$__range", "15m")
@@ -561,20 +807,40 @@ def test_callers_that_are_turned_away_got_no_connection(name: str, tmp_path: Pat
     assert list(values.values()) == [11 / 40]
 
 
-def test_wait_is_that_of_the_pool_whose_callers_wait_longest(tmp_path: Path) -> None:
+def test_wait_is_that_of_the_pool_where_most_wait_too_long(tmp_path: Path) -> None:
+    """Those that gave up after 5 seconds have waited too: half of the small pool's, the other half not at all."""
     world: dict[str, str] = {}
-    for pool, fast, slow in (("large", 1000, 0), ("small", 0, 1), ("silent", 0, 0)):
+    for pool, fast, in_vain in (("large", 1000, 0), ("small", 1, 1), ("silent", 0, 0)):
         labels = f'job="shop",instance="a",pool="{pool}"'
-        for bound, rate in (("0.001", fast), ("5.0", fast), ("10.0", fast + slow), ("+Inf", fast + slow)):
+        for bound, rate in (("0.01", fast), ("0.05", fast), ("0.1", fast), ("+Inf", fast + in_vain)):
             world[f'acquire_wait_seconds_bucket{{{labels},le="{bound}"}}'] = steady(rate)
-    shown = number("pool.json", "Wait, 99 of 100", world, tmp_path)
-    assert shown is not None
-    assert shown > 5
+        world[f"acquire_wait_seconds_count{{{labels}}}"] = steady(fast + in_vain)
+    assert number("pool.json", "Waited too long", world, tmp_path) == 0.5
+    assert number("overview.json", "Waited too long", world, tmp_path) == pytest.approx(1 / 1002)
+
+
+def test_callers_waiting_are_as_many_on_the_tile_as_in_the_lines(tmp_path: Path) -> None:
+    """Two who wait without an end, which nothing has counted yet."""
+    world = {f"pending_acquires{{{ORDERS}}}": always(2), f"acquire_wait_seconds_sum{{{ORDERS}}}": always(0)}
+    panel = next(panel for panel in panels_of(BOARDS["pool.json"])
+                 if (panel["type"], panel["title"]) == ("timeseries", "Callers waiting"))  # fmt: skip
+    lines = told("pool.json", panel, world, tmp_path)
+    assert [list(values.values()) for values in lines] == [[2], [2]]
+    assert number("pool.json", "Callers waiting", world, tmp_path) == 2
+
+
+def test_leak_of_ten_minutes_ago_still_colours_its_row(tmp_path: Path) -> None:
+    """It has not come back since; the range that is shown is 15 minutes here."""
+    world = {f"leaked_connections_total{{{ORDERS}}}": "0x40 1x39"}
+    columns = told("overview.json", "Pools, the fullest first", world, tmp_path)
+    assert sum(values != {} for values in columns) == 1
+    (leaks,) = (value for values in columns for value in values.values())
+    assert leaks == pytest.approx(1, rel=0.1)
 
 
 OF_TRAFFIC = {
-    "pool.json": ["Wait, 99 of 100", "No connection", "Cannot connect", "Dead on use"],
-    "overview.json": ["Wait, 99 of 100", "No connection", "Cannot connect", "Failed requests", "New connections"],
+    "pool.json": ["Waited too long", "No connection", "Cannot connect", "Dead on use"],
+    "overview.json": ["Waited too long", "No connection", "Cannot connect", "Failed requests", "New connections"],
     "workers.json": ["Busiest worker's share of the load"],
 }
 
@@ -586,6 +852,7 @@ def test_tiles_show_no_number_when_the_last_call_was_long_ago(name: str, tmp_pat
     world = {f'acquires_total{{{ORDERS},outcome="{outcome}"}}': "" for outcome in outcomes}
     world |= {f'acquire_wait_seconds_bucket{{{ORDERS},le="{bound}"}}': "" for bound in ("0.05", "0.1", "+Inf")}
     world |= {
+        f"acquire_wait_seconds_count{{{ORDERS}}}": "",
         f"connect_duration_seconds_count{{{ORDERS}}}": "",
         f'connect_failures_total{{{ORDERS},reason="refused"}}': "",
         f'stale_connections_total{{{ORDERS},outcome="raised"}}': "",

@@ -298,7 +298,7 @@ def lights(ask: Prometheus, begin: float, end: float, **variables: str) -> dict[
 EXPECTED: dict[str, dict[str, str]] = {
     "healthy": {},
     "saturated": {
-        "In use": "red", "Callers waiting": "red", "Wait, 99 of 100": "red", "No connection": "red",
+        "In use": "red", "Callers waiting": "red", "Waited too long": "red", "No connection": "red",
     },
     "stale": {"Dead on use: all": "orange", "Dead on use: raised": "red"},
     "refused": {"Cannot connect": "red"},

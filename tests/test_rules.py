@@ -20,7 +20,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import promql_parser
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
@@ -31,6 +30,7 @@ from dashboards.generator.rules import main, rule_files
 from dashboards.generator.thresholds import THRESHOLDS, Thresholds
 from pooledhttp import ConnectionPool, Retry, Timeout
 from pooledhttp.stats import USE_BOUNDS, WAIT_BOUNDS
+from tests.exposition import exposed, faults_of, selectors
 from tests.real_prometheus import find_promtool
 
 DASHBOARDS = Path(__file__).resolve().parent.parent / "dashboards"
@@ -40,8 +40,6 @@ BOUND = 55.0
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 # An expression's words that are names of recording rules.
 RECORDED = re.compile(r"\b[a-z_]+:\w+:\w+")
-# What Prometheus adds to every series that it scrapes.
-FROM_SCRAPING = {"job", "instance"}
 
 
 class Place(NamedTuple):
@@ -246,19 +244,6 @@ def test_runbook_sends_people_to_rows_and_panels_that_exist():
 # --- what is exposed --------------------------------------------------------------------------------------------------
 
 
-def exposed() -> dict[str, dict[str, set[str]]]:
-    """What a pool shows: the values of each label of each sample."""
-    registry = CollectorRegistry()
-    samples: dict[str, dict[str, set[str]]] = {}
-    with ConnectionPool("127.0.0.1", 9, name="orders", registry=registry):
-        for family in registry.collect():
-            for sample in family.samples:
-                values = samples.setdefault(sample.name, {})
-                for label, value in sample.labels.items():
-                    values.setdefault(label, set()).add(value)
-    return samples
-
-
 def recorded(samples: Mapping[str, Mapping[str, set[str]]]) -> dict[str, dict[str, set[str]]]:
     """What the recording rules make of it: the labels that their names tell."""
     values: dict[str, set[str]] = {}
@@ -269,38 +254,6 @@ def recorded(samples: Mapping[str, Mapping[str, set[str]]]) -> dict[str, dict[st
         rule["record"]: {label: values.get(label, set()) for label in rule["record"].split(":")[0].split("_")}
         for rule in RECORDINGS.values()
     }
-
-
-def selectors(expression: str) -> list[promql_parser.VectorSelector]:
-    found: list[promql_parser.VectorSelector] = []
-
-    def visit(node: promql_parser.Expr) -> None:
-        if isinstance(node, promql_parser.VectorSelector):
-            found.append(node)
-
-    promql_parser.walk(promql_parser.parse(expression), visit)
-    return found
-
-
-def faults_of(expression: str, known: Mapping[str, Mapping[str, set[str]]]) -> Iterator[str]:
-    """Say which names, labels and values of an expression nobody shows."""
-    labels_around = FROM_SCRAPING.copy()
-    for selector in selectors(expression):
-        labels = known.get(selector.name or "")
-        if labels is None:
-            yield f"{selector.name} is not shown"
-            continue
-        labels_around |= labels.keys()
-        for matcher in selector.matchers.matchers:
-            if matcher.name in FROM_SCRAPING | {"pool"}:
-                continue
-            if matcher.name not in labels:
-                yield f"{selector.name} has no label {matcher.name}"
-            elif not set(matcher.value.split("|")) <= labels[matcher.name]:
-                yield f"{matcher.name} of {selector.name} is never {matcher.value}"
-    for modifier in re.findall(r"\b(?:by|without|on) \(([\w, ]*)\)", expression):
-        for label in set(modifier.split(", ")) - labels_around:
-            yield f"there is no label {label}"
 
 
 def test_rules_ask_only_for_what_a_pool_shows():
@@ -349,10 +302,15 @@ def test_a_name_or_value_that_nobody_shows_would_be_noticed():
     for wrong in (
         "pooledhttp_acquire_total",
         'pooledhttp_acquires_total{outcome="timed_out"}',
+        'pooledhttp_acquires_total{outcome=~"reused|timed_out"}',
+        'pooledhttp_connections_closed_total{reason=~"idle|stalled_.+"}',
+        'pooledhttp_acquires_total{outcome="reused|timeout"}',
         'pooledhttp_acquires_total{reason="timeout"}',
         "sum by (job, host) (pooledhttp_connections)",
     ):
         assert list(faults_of(wrong, samples)), wrong
+    right = 'pooledhttp_connections_closed_total{reason=~"idle|stale_.+"}'
+    assert not list(faults_of(right, samples))
 
 
 # --- whether the unit tests notice ------------------------------------------------------------------------------------

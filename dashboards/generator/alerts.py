@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from .recordings import trimmed
-from .thresholds import Thresholds
+from .thresholds import Thresholds, spoken
 
 Severity = Literal["critical", "warning", "info"]
 
@@ -98,7 +98,7 @@ def _acquiring(t: Thresholds) -> list[Alert]:
     slow = "job_pool:pooledhttp_slow_acquires_per_acquires"
     unserved = "job_pool:pooledhttp_unserved_acquires_per_acquires:ratio_rate5m"
     waiting = "job_pool:pooledhttp_waiting:rate5m"
-    limit = _spoken(t.slow_wait_seconds)
+    limit = spoken(t.slow_wait_seconds)
     waited = f"{{{{ $value | humanizePercentage }}}} of the acquires waited longer than {limit} for a connection"
     budget = f"{t.slow_wait_budget * 100:g} % may"
     return [
@@ -369,7 +369,3 @@ def _watching(t: Thresholds) -> list[Alert]:
             dashboard=_OVERVIEW,
         ),
     ]
-
-
-def _spoken(seconds: float) -> str:
-    return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"

@@ -18,14 +18,17 @@ from .panels import (
     Rows,
     Stat,
     assemble,
+    burned,
+    burning,
     chosen,
     in_use,
     quantile,
     rate,
     share,
+    slow,
     waiting,
 )
-from .thresholds import THRESHOLDS, Thresholds
+from .thresholds import THRESHOLDS, Thresholds, spoken
 
 UID: Final = "pooledhttp-overview"
 
@@ -42,16 +45,23 @@ def _everywhere(part: str, whole: str) -> str:
     return f"sum({part}) / (sum({whole}) > 0)"
 
 
+def _everywhere_slow(thresholds: Thresholds) -> str:
+    bound = f'le="{float(thresholds.slow_wait_seconds)}"'
+    return f"1 - {_everywhere(rate('acquire_wait_seconds_bucket', only=bound), rate('acquire_wait_seconds_count'))}"
+
+
 def overview(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
     """Return the dashboard."""
     failures = pool.CONNECT_FAILURES
+    full = f"{in_use(thresholds)} > {thresholds.saturation:g}"
     stats = [
         Stat(
             title="Full pools",
             description="Pools whose limit is in use nearly all the time. Not 0: click on the first row of the table.",
-            queries=[Query(f"count({in_use(thresholds)} > {thresholds.saturation:g}) or vector(0)")],
+            queries=[Query(f"count({full}) or 0 * count({in_use(thresholds)})")],
             unit="short",
             steps=[(1, RED)],
+            no_value="no pool",
         ),
         Stat(
             title="No connection",
@@ -62,11 +72,12 @@ def overview(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
             steps=[(thresholds.acquire_timeout_share, RED)],
         ),
         Stat(
-            title="Wait, 99 of 100",
-            description="99 of 100 acquires of all pools waited no longer for a connection.",
-            queries=[Query(f"{quantile(0.99, 'acquire_wait_seconds')} >= 0")],
-            unit="s",
-            steps=[(thresholds.slow_wait_seconds, RED)],
+            title="Waited too long",
+            description=f"Share of all acquires that waited longer than {spoken(thresholds.slow_wait_seconds)} for a "
+            f"connection, in vain or not. {burned(thresholds, thresholds.slow_wait_budget)}",
+            queries=[Query(_everywhere_slow(thresholds))],
+            unit="percentunit",
+            steps=burning(thresholds, thresholds.slow_wait_budget),
         ),
         Stat(
             title="Cannot connect",
@@ -78,10 +89,11 @@ def overview(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
         ),
         Stat(
             title="Failed requests",
-            description="5xx, timeouts and errors, of all calls. Red: more than their budget.",
+            description="5xx, timeouts and errors, of all calls. "
+            f"{burned(thresholds, thresholds.request_error_budget)}",
             queries=[Query(_everywhere(pool.FAILED, pool.REQUESTS))],
             unit="percentunit",
-            steps=[(thresholds.request_error_budget, RED)],
+            steps=burning(thresholds, thresholds.request_error_budget),
         ),
         Stat(
             title="New connections",
@@ -93,13 +105,14 @@ def overview(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
         ),
         Stat(
             title="Firing alerts",
-            description="Alerts of pools that fire now; the list of alerts has their runbook.",
-            queries=[
-                Query('count(ALERTS{alertname=~"PooledHTTP.+",alertstate="firing",job=~"$job"}) or vector(0)')
-            ],
+            description="Alerts of pools that fire now; the list of alerts has their runbook. 0 as well where the "
+            "rules are not loaded.",
+            queries=[Query(
+                'count(ALERTS{alertname=~"PooledHTTP.+",alertstate="firing",job=~"$job"}) '
+                f"or 0 * count(pooledhttp_build_info{{{CHOSEN_PROCESSES}}})")],
             unit="short",
             steps=[(1, RED)],
-            no_value="0",
+            no_value="no process",
         ),
         Stat(
             title="Pools",
@@ -130,7 +143,12 @@ def overview(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
                 name="Wait p99",
                 expr=f"{quantile(0.99, 'acquire_wait_seconds', 'job, pool')} >= 0",
                 unit="s",
-                steps=[(thresholds.slow_wait_seconds, RED)],
+            ),
+            Column(
+                name="Waited too long",
+                expr=slow(thresholds),
+                unit="percentunit",
+                steps=burning(thresholds, thresholds.slow_wait_budget),
             ),
             Column(
                 name="No connection",
@@ -152,7 +170,7 @@ def overview(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
             ),
             Column(
                 name="Leaks",
-                expr=f"sum by (job, pool) (increase({chosen('leaked_connections_total')}[$__rate_interval]))",
+                expr=f"sum by (job, pool) (increase({chosen('leaked_connections_total')}[$__range]))",
                 unit="short",
                 steps=[(thresholds.some_events, RED)],
             ),
@@ -162,7 +180,7 @@ def overview(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
                 name="Failed",
                 expr=share(pool.FAILED, pool.REQUESTS),
                 unit="percentunit",
-                steps=[(thresholds.request_error_budget, RED)],
+                steps=burning(thresholds, thresholds.request_error_budget),
             ),
         ],
     )
@@ -180,14 +198,14 @@ def overview(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
                     "slow.",
                     queries=[Query(f"topk({_MOST}, {in_use(thresholds)})", "{{job}} {{pool}}")],
                     unit="percentunit",
-                    line_at=thresholds.saturation,
+                    steps=[(thresholds.saturation, RED)],
                 ),
                 Lines(
                     title="Where callers wait",
                     description="Mean number of callers that wait for a connection.",
                     queries=[Query(f"topk({_MOST}, {waiting()})", "{{job}} {{pool}}")],
                     unit="short",
-                    line_at=thresholds.saturation_waiting,
+                    steps=[(thresholds.saturation_waiting, RED)],
                 ),
                 Lines(
                     title="Where connecting fails",

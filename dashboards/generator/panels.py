@@ -22,6 +22,7 @@ from .thresholds import Thresholds
 Builder: TypeAlias = stat.Panel | timeseries.Panel | heatmap.Panel | table.Panel
 
 GREEN: Final = "green"
+YELLOW: Final = "yellow"
 ORANGE: Final = "orange"
 RED: Final = "red"
 BLUE: Final = "blue"
@@ -31,7 +32,7 @@ GREY: Final = "#8e8e8e"
 COLOURS: Final[Mapping[str, Mapping[str, str]]] = {
     "outcome": {
         "reused": GREEN, "opened": BLUE, "timeout": RED, "rejected": "purple", "error": "dark-red",
-        "1xx": GREY, "2xx": GREEN, "3xx": BLUE, "4xx": "yellow", "5xx": ORANGE,
+        "1xx": GREY, "2xx": GREEN, "3xx": BLUE, "4xx": YELLOW, "5xx": ORANGE,
         "retried": ORANGE, "raised": RED, "drained": GREEN, "closed": ORANGE,
     },
     "state": {"active": ORANGE, "idle": GREEN, "opening": BLUE},
@@ -64,11 +65,6 @@ def quantile(q: float, metric: str, by: str = "") -> str:
     """Return a quantile of a histogram in seconds."""
     labels = f"{by}, le" if by else "le"
     return f"histogram_quantile({q:g}, {rate(f'{metric}_bucket', labels)})"
-
-
-def worst_wait() -> str:
-    """Return how long 99 of 100 acquires waited at most in the pool where that is longest; nothing without traffic."""
-    return f"max({quantile(0.99, 'acquire_wait_seconds', 'job, pool')} >= 0)"
 
 
 def greater(one: str, other: str, by: str = "job, pool") -> str:
@@ -115,6 +111,30 @@ def waiting(by: str = "job, pool") -> str:
     pending = chosen("pending_acquires")
     seen = f"sum by ({by}) (avg_over_time({pending}[$__rate_interval]) and {pending})"
     return greater(rate("acquire_wait_seconds_sum", by), seen, by)
+
+
+def slow(thresholds: Thresholds, by: str = "job, pool") -> str:
+    """Return the share of acquires that waited too long, in vain or not; where there were none there is none."""
+    bound = f'le="{float(thresholds.slow_wait_seconds)}"'
+    return f"1 - {rate('acquire_wait_seconds_bucket', by, bound)} / ({rate('acquire_wait_seconds_count', by)} > 0)"
+
+
+def burning(thresholds: Thresholds, budget: float) -> Sequence[tuple[float, str]]:
+    """Return the steps of a share that has a budget: more than may, and where each of the two alerts on it calls."""
+    return [
+        (budget, YELLOW),
+        (round(thresholds.slow_burn * budget, 9), ORANGE),
+        (round(thresholds.fast_burn * budget, 9), RED),
+    ]
+
+
+def burned(thresholds: Thresholds, budget: float) -> str:
+    """Say what these steps mean."""
+    slow_burn, fast_burn = (f"{factor * budget * 100:g} %" for factor in (thresholds.slow_burn, thresholds.fast_burn))
+    return (
+        f"Yellow: more than the {budget * 100:g} % that may. Orange, red: so much that somebody is told, if it lasts "
+        f"(over {slow_burn}), or called (over {fast_burn})."
+    )
 
 
 def share(part: str, whole: str) -> str:
@@ -184,12 +204,12 @@ class Lines(Panel):
 
     Attributes:
         stacked: Whether they stand on each other.
-        line_at: A threshold that is drawn.
+        steps: Thresholds that are drawn, and in which colour.
         greatest: The end of the axis, where there is one.
     """
 
     stacked: bool = False
-    line_at: float | None = None
+    steps: Sequence[tuple[float, str]] = ()
     greatest: float | None = None
 
 
@@ -261,6 +281,15 @@ def _steps(steps: Sequence[tuple[float, str]]) -> dashboard.ThresholdsConfig:
     )
 
 
+def _nothing(text: str) -> model.SpecialValueMap:
+    """Say in grey that there is no value: Grafana gives it the lowest step's colour otherwise, and that is green."""
+    return model.SpecialValueMap(
+        options=model.DashboardSpecialValueMapOptions(
+            match=model.SpecialValueMatch.NULL_AND_NAN, result=model.ValueMappingResult(text=text, color=GREY)
+        )
+    )
+
+
 def _stat(panel: Stat) -> stat.Panel:
     made = (
         stat.Panel()
@@ -271,6 +300,7 @@ def _stat(panel: Stat) -> stat.Panel:
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(values=False))
         .text_mode(m_common.BigValueTextMode.AUTO)
         .no_value(panel.no_value)
+        .mappings([_nothing(panel.no_value)])
         .min(0)
     )
     for query in panel.queries:
@@ -318,8 +348,8 @@ def _lines(panel: Lines) -> timeseries.Panel:
         made.stacking(common.StackingConfig().mode(m_common.StackingMode.NORMAL).group("A"))
     if panel.greatest is not None:
         made.max(panel.greatest)
-    if panel.line_at is not None:
-        made.thresholds(_steps([(panel.line_at, RED)])).thresholds_style(
+    if panel.steps:
+        made.thresholds(_steps(panel.steps)).thresholds_style(
             common.GraphThresholdsStyleConfig().mode(m_common.GraphThresholdsStyleMode.DASHED)
         )
     _coloured(made, panel.queries)
@@ -425,7 +455,7 @@ def assemble(*, uid: str, title: str, description: str, rows: Sequence[Row]) -> 
             .datasource(_SOURCE)
             .enable(enable=True)
             .icon_color("purple")
-            .expr(f"count by (job, version) (pooledhttp_build_info{{{CHOSEN_PROCESSES}}}) > 0 unless "
+            .expr(f"count by (job, version) (pooledhttp_build_info{{{CHOSEN_PROCESSES}}}) unless "
                   f"count by (job, version) (pooledhttp_build_info{{{CHOSEN_PROCESSES}}} offset 5m)")
         )
     )  # fmt: skip
@@ -450,7 +480,10 @@ def _variables() -> list[dashboard.DatasourceVariable | dashboard.QueryVariable]
     of_processes = 'pooledhttp_build_info{job=~"$job"}'
     of_pools = f"pooledhttp_connections_max{{{CHOSEN_PROCESSES}}}"
     return [
-        dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"),
+        dashboard.DatasourceVariable("datasource")
+        .label("Data source")
+        .type("prometheus")
+        .current(model.VariableOption(selected=True, text="default", value="default")),
         _query_variable("job", "Job", "label_values(pooledhttp_build_info, job)"),
         _query_variable("instance", "Instance", f"label_values({of_processes}, instance)"),
         _query_variable("pool", "Pool", f"label_values({of_pools}, pool)"),

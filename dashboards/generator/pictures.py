@@ -153,11 +153,12 @@ def _lines(panel: Json, ask: Ask, axes: Any) -> None:  # noqa: ANN401  # as abov
             points = upper
         chart.plot(moments, points, color=colour, lw=1.2, label=name)
         highest = max([highest, *(point for point in points if not math.isnan(point))])
-    reached = [step["value"] for step in _steps(panel, "") if step["value"] is not None]
     is_dashed = defaults.get("custom", {}).get("thresholdsStyle", {}).get("mode") == "dashed"
-    if is_dashed and reached and reached[0] <= 3 * highest:
-        chart.axhline(reached[0], color=_COLOURS["red"], ls="--", lw=0.9)
-        highest = max(highest, reached[0])
+    drawn = 3 * highest  # what is far above the lines would press them flat
+    for step in _steps(panel, "") if is_dashed else ():
+        if step["value"] is not None and step["value"] <= drawn:
+            chart.axhline(step["value"], color=_COLOURS[step["color"]], ls="--", lw=0.9)
+            highest = max(highest, step["value"])
     chart.set_ylim(0, highest * 1.1 or 1)
     chart.set_xticks([])
     ticks = [0, highest / 2, highest] if highest else [0]

@@ -17,15 +17,17 @@ from .panels import (
     Query,
     Stat,
     assemble,
+    burned,
+    burning,
     chosen,
     in_use,
     quantile,
     rate,
     share,
+    slow,
     waiting,
-    worst_wait,
 )
-from .thresholds import THRESHOLDS, Thresholds
+from .thresholds import THRESHOLDS, Thresholds, spoken
 
 UID: Final = "pooledhttp-pool"
 
@@ -39,6 +41,7 @@ SERVED: Final = rate("acquires_total", only='outcome=~"reused|opened"')
 OPENED: Final = rate("connect_duration_seconds_count")
 CONNECT_FAILURES: Final = rate("connect_failures_total")
 REQUESTS: Final = rate("requests_total")
+RETRIES: Final = rate("retries_total")
 FAILED: Final = rate("requests_total", only='outcome=~"5xx|timeout|error"')
 
 
@@ -50,7 +53,7 @@ def pool(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
         description="One pool, or a few: whether it is the problem, and where its time goes.",
         rows=[
             ("Is the pool the problem?", verdict(thresholds)),
-            ("Requests", _requests()),
+            ("Requests", _requests(thresholds)),
             ("Saturation", _saturation(thresholds)),
             ("Life cycle", _life_cycle(thresholds)),
             ("Errors", _errors(thresholds)),
@@ -61,6 +64,7 @@ def pool(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
 
 def verdict(thresholds: Thresholds = THRESHOLDS) -> Sequence[Stat]:
     """Return the first row: from left to right, full, waiting, unreachable, stale, forgotten."""
+    budget_of_waiting = burned(thresholds, thresholds.slow_wait_budget)
     return [
         Stat(
             title="In use",
@@ -81,12 +85,13 @@ def verdict(thresholds: Thresholds = THRESHOLDS) -> Sequence[Stat]:
             steps=[(thresholds.saturation_waiting, RED)],
         ),
         Stat(
-            title="Wait, 99 of 100",
-            description="99 of 100 acquires waited no longer for a connection, in the pool where that is longest. Red: "
-            "longer than the budget of waiting allows. Green while calls are slow: the pool is not the problem.",
-            queries=[Query(worst_wait())],
-            unit="s",
-            steps=[(thresholds.slow_wait_seconds, RED)],
+            title="Waited too long",
+            description=f"Share of acquires that waited longer than {spoken(thresholds.slow_wait_seconds)} for a "
+            f"connection, in vain or not, in the pool where it is greatest. {budget_of_waiting} Green while calls are "
+            "slow: the pool is not the problem.",
+            queries=[Query(f"max({slow(thresholds)})")],
+            unit="percentunit",
+            steps=burning(thresholds, thresholds.slow_wait_budget),
         ),
         Stat(
             title="No connection",
@@ -146,7 +151,7 @@ def verdict(thresholds: Thresholds = THRESHOLDS) -> Sequence[Stat]:
     ]
 
 
-def _requests() -> Sequence[Panel]:
+def _requests(thresholds: Thresholds) -> Sequence[Panel]:
     return [
         Lines(
             title="Requests by outcome",
@@ -158,11 +163,11 @@ def _requests() -> Sequence[Panel]:
         ),
         Lines(
             title="Share of failed requests",
-            description="5xx, timeouts and errors, of all calls. Compare with Is the pool the problem?: green "
-            "there and "
-            "high here is the server.",
+            description="5xx, timeouts and errors, of all calls. Compare with Is the pool the problem?: green there "
+            "and high here is the server. Lines: the budget, and where its two alerts call.",
             queries=[Query(share(FAILED, REQUESTS), "{{pool}}")],
             unit="percentunit",
+            steps=burning(thresholds, thresholds.request_error_budget),
             greatest=1,
         ),
         Lines(
@@ -182,7 +187,16 @@ def _requests() -> Sequence[Panel]:
             "or a retry.",
             queries=[Query(rate("request_duration_seconds_bucket", "le"), "{{le}}")],
             unit="s",
-            width=12,
+            width=6,
+        ),
+        Lines(
+            title="Retries, of all calls",
+            description="What retries add to the load of the server, as a share of the calls. Above the line: it is "
+            "unwell, and gets that much more to do; see what had failed, beside.",
+            queries=[Query(share(RETRIES, REQUESTS), "{{pool}}")],
+            unit="percentunit",
+            steps=[(thresholds.retry_share, RED)],
+            width=6,
         ),
         Lines(
             title="Tried again",
@@ -222,30 +236,29 @@ def _saturation(thresholds: Thresholds) -> Sequence[Panel]:
             description="Mean share of the limit that is lent. Above the line: raise maxsize, or make calls shorter.",
             queries=[Query(in_use(thresholds), "{{pool}}")],
             unit="percentunit",
-            line_at=thresholds.saturation,
+            steps=[(thresholds.saturation, RED)],
         ),
         Lines(
             title="Callers waiting",
-            description="How many wait for a connection: the mean over time, and those at the moments of the scrapes. "
-            "Above the line, the pool is what makes calls late.",
+            description="How many wait for a connection: the mean over time, as in the first row, and those at the "
+            "moments of the scrapes. Above the line, the pool is what makes calls late.",
             queries=[
-                Query(rate("acquire_wait_seconds_sum"), "{{pool}}, mean"),
+                Query(waiting(), "{{pool}}, mean"),
                 Query(f"sum by (job, pool) ({chosen('pending_acquires')})", "{{pool}}, now"),
             ],
             unit="short",
-            line_at=thresholds.saturation_waiting,
+            steps=[(thresholds.saturation_waiting, RED)],
         ),
         Lines(
             title="Waiting for a connection",
-            description="Quantiles of the wait for a connection or a slot, connecting not included. Above the "
-            "line: more "
-            "than callers were promised.",
+            description="Quantiles of the wait for a connection or a slot, in vain or not, connecting not included. "
+            "Above the line a wait is too long; the first row has the share of those.",
             queries=[
                 Query(quantile(q, "acquire_wait_seconds"), legend)
                 for q, legend in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
             ],
             unit="s",
-            line_at=thresholds.slow_wait_seconds,
+            steps=[(thresholds.slow_wait_seconds, RED)],
         ),
         Heat(
             title="Waits by duration",
@@ -280,7 +293,7 @@ def _life_cycle(thresholds: Thresholds) -> Sequence[Panel]:
             "and compare the idle limits of both sides.",
             queries=[Query(share(REUSED, SERVED), "{{pool}}")],
             unit="percentunit",
-            line_at=thresholds.low_reuse,
+            steps=[(thresholds.low_reuse, RED)],
             greatest=1,
         ),
         Lines(
@@ -298,7 +311,7 @@ def _life_cycle(thresholds: Thresholds) -> Sequence[Panel]:
                 for q, legend in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
             ],
             unit="s",
-            line_at=thresholds.slow_connect_seconds,
+            steps=[(thresholds.slow_connect_seconds, RED)],
         ),
         Heat(
             title="Leases by duration",
@@ -357,7 +370,7 @@ def _errors(thresholds: Thresholds) -> Sequence[Panel]:
             "that hangs, or a connection that nobody gives back.",
             queries=[Query(f"max by (job, pool) ({chosen('oldest_lease_seconds')})", "{{pool}}")],
             unit="s",
-            line_at=thresholds.stuck_lease_seconds,
+            steps=[(thresholds.stuck_lease_seconds, RED)],
         ),
         Lines(
             title="Leaks",

@@ -207,7 +207,10 @@ def _rates(thresholds: Thresholds) -> list[Recording]:
 
 
 def _budgets(thresholds: Thresholds) -> list[Recording]:
-    """Record what is spent of the two budgets, over the windows of the burn rates."""
+    """Record what is spent of the two budgets, over the windows of the burn rates.
+
+    A wait in vain is a wait: the histogram has those that ended in AcquireTimeout too, so they are not added here.
+    """
     bound = float(thresholds.slow_wait_seconds)  # as prometheus_client writes it: 1.0, not 1
     rules: list[Recording] = []
     for window in ("5m", "30m", "1h", "6h"):

@@ -79,3 +79,8 @@ class Thresholds:
 
 
 THRESHOLDS: Final = Thresholds()
+
+
+def spoken(seconds: float) -> str:
+    """Return a time as it is said."""
+    return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"

@@ -71,14 +71,14 @@ def workers(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
                     "others low: restart that worker, after a stack dump.",
                     queries=[Query(in_use(thresholds, _BY), _EACH)],
                     unit="percentunit",
-                    line_at=thresholds.skew_worker,
+                    steps=[(thresholds.skew_worker, RED)],
                 ),
                 Lines(
                     title="Callers waiting",
                     description="Mean number of callers that wait for a connection, in each worker.",
                     queries=[Query(waiting(_BY), _EACH)],
                     unit="short",
-                    line_at=thresholds.saturation_waiting,
+                    steps=[(thresholds.saturation_waiting, RED)],
                 ),
                 Lines(
                     title="Acquires",
@@ -99,7 +99,7 @@ def workers(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
                     queries=[Query(
                         share(rate("acquires_total", _BY, pool.UNSERVED), rate("acquires_total", _BY)), _EACH)],
                     unit="percentunit",
-                    line_at=thresholds.acquire_timeout_share,
+                    steps=[(thresholds.acquire_timeout_share, RED)],
                 ),
                 Lines(
                     title="Failures to connect",
@@ -113,7 +113,7 @@ def workers(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
                     description="In each worker. A line that climbs: a call hangs there, or code forgot to give back.",
                     queries=[Query(f"max by ({_BY}) ({chosen('oldest_lease_seconds')})", _EACH)],
                     unit="s",
-                    line_at=thresholds.stuck_lease_seconds,
+                    steps=[(thresholds.stuck_lease_seconds, RED)],
                 ),
                 Lines(
                     title="Requests",
