@@ -13,61 +13,77 @@ import socket
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
+from typing import TypeAlias
 
 from prometheus_client import REGISTRY, start_http_server
 
 from pooledhttp import ConnectionPool, HTTPException, Retry, Timeout
 from pooledhttp.testing import Peer, Respond, ScriptedServer
 
+SLOW = 0.05
 PATIENT = Timeout(acquire=10, connect=10, read=10, write=10)
 
 
-def healthy(peer: Peer) -> None:
-    """Answer, now and then with an error, a redirect or a long body."""
-    choice = random.Random(peer.index)
-    while True:
-        request = peer.read_request()
-        status = choice.choices((200, 304, 404, 500, 503), (90, 3, 3, 2, 2))[0]
-        body = b"x" * (200_000 if request.target == "/long" else 200)
-        peer.send(Respond(status, body=b"" if status == 304 else body).encode())
-
-
-def slow(peer: Peer) -> None:
-    """Take 50 ms for each answer."""
-    pause = threading.Event()
-    while True:
-        peer.read_request()
-        pause.wait(0.05)
-        peer.send(Respond(body=b"slow").encode())
-
-
-def stale(peer: Peer) -> None:
-    """Hang up on the third request of each connection."""
-    for _ in range(2):
-        peer.read_request()
-        peer.send(Respond(body=b"ok").encode())
-    peer.read_request()
-
-
 class Truth:
-    """What was done, by pool: calls by outcome, as callers saw it."""
+    """What was done, by pool: calls as callers saw them, and what the servers saw of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: dict[str, Counter[str]] = {}
-        self._leaks = 0
+        self._counts: dict[str, dict[str, Counter[str]]] = {}
 
-    def note(self, pool: str, outcome: str) -> None:
+    def note(self, pool: str, kind: str, what: str = "") -> None:
         with self._lock:
-            self._calls.setdefault(pool, Counter())[outcome] += 1
-
-    def leak(self) -> None:
-        with self._lock:
-            self._leaks += 1
+            self._counts.setdefault(pool, {}).setdefault(kind, Counter())[what] += 1
 
     def dump(self) -> str:
         with self._lock:
-            return json.dumps({"calls": self._calls, "leaks": self._leaks})
+            return json.dumps(self._counts)
+
+
+Play: TypeAlias = Callable[[Peer], None]
+
+
+def plays(truth: Truth) -> dict[str, Play]:
+    """Return what the servers do, by pool; they count before they answer, so callers never know more."""
+
+    def healthy(peer: Peer) -> None:
+        """Answer, now and then with an error, a redirect or a long body."""
+        choice = random.Random(peer.index)
+        truth.note("healthy", "connections")
+        while True:
+            request = peer.read_request()
+            truth.note("healthy", "requests")
+            status = choice.choices((200, 304, 404, 500, 503), (90, 3, 3, 2, 2))[0]
+            body = b"x" * (200_000 if request.target == "/long" else 200)
+            peer.send(Respond(status, body=b"" if status == 304 else body).encode())
+
+    def slow(peer: Peer) -> None:
+        """Take 50 ms for each answer."""
+        pause = threading.Event()
+        truth.note("slow", "connections")
+        while True:
+            peer.read_request()
+            truth.note("slow", "requests")
+            pause.wait(SLOW)
+            peer.send(Respond(body=b"slow").encode())
+
+    def stale(peer: Peer) -> None:
+        """Hang up on the third request of each connection."""
+        truth.note("stale", "connections")
+        for _ in range(2):
+            peer.read_request()
+            truth.note("stale", "requests")
+            peer.send(Respond(body=b"ok").encode())
+        peer.read_request()
+        truth.note("stale", "requests")
+        truth.note("stale", "hung up")
+
+    def silent(peer: Peer) -> None:
+        """Hear nothing."""
+        peer.read_to_end()
+
+    return {"healthy": healthy, "slow": slow, "stale": stale, "leaky": silent, "hung": silent}
 
 
 def main() -> None:
@@ -75,14 +91,7 @@ def main() -> None:
     truth = Truth()
     with contextlib.ExitStack() as stack:
         servers = {
-            name: stack.enter_context(ScriptedServer(default=play, timeout=60.0))
-            for name, play in (
-                ("healthy", healthy),
-                ("slow", slow),
-                ("stale", stale),
-                ("leaky", healthy),
-                ("hung", healthy),
-            )
+            name: stack.enter_context(ScriptedServer(default=play, timeout=60.0)) for name, play in plays(truth).items()
         }
         nobody = stack.enter_context(socket.socket())
         nobody.bind(("127.0.0.1", 0))  # and does not listen
@@ -104,22 +113,27 @@ def main() -> None:
             try:
                 response = pools[name].request(method, "/", b"x" if method == "POST" else None)
             except TimeoutError:
-                truth.note(name, "timeout")
+                truth.note(name, "calls", "timeout")
             except (OSError, HTTPException):
-                truth.note(name, "error")
+                truth.note(name, "calls", "error")
             else:
-                truth.note(name, f"{response.status // 100}xx")
+                truth.note(name, "calls", f"{response.status // 100}xx")
+                if (method, response.status) == ("GET", 503):
+                    truth.note(name, "in vain")  # though it was tried again
 
         def drive(name: str, every: float, number: int) -> None:
             choice = random.Random(number)
             while not end.wait(every):
                 if name == "leaky":
                     pools[name].acquire()  # and never give it back
-                    truth.leak()
+                    truth.note(name, "leaks")
                 elif name == "healthy" and choice.random() < 0.05:
                     with pools[name].connection() as conn:  # gives it back unread
-                        conn.request("GET", "/long" if choice.random() < 0.5 else "/")
-                        conn.getresponse()
+                        target = "/long" if choice.random() < 0.5 else "/"  # more than may be drained, or less
+                        conn.request("GET", target)
+                        if conn.getresponse().status != 304:  # which has no body
+                            truth.note(name, "unread", "closed" if target == "/long" else "drained")
+                    truth.note(name, "lent")
                 else:
                     call(name, "POST" if choice.random() < 0.3 else "GET")
 
