@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -175,6 +176,50 @@ def test_unit_tests_see_the_whole_text_of_an_alert_low_traffic_and_a_restart(pla
     assert rule["labels"]["severity"] in {alert["exp_labels"]["severity"] for alert in expected}
     for kind in ("low traffic", "restart"):
         assert any(kind in case["name"] for case in cases), kind
+
+
+# --- who is told of what ----------------------------------------------------------------------------------------------
+
+ALERTMANAGER = DASHBOARDS / "alertmanager.yml"
+
+
+def matches(matchers: Sequence[str], labels: Mapping[str, str]) -> bool:
+    for matcher in matchers:
+        ((label, operator, value),) = re.findall(r'^(\w+) (=~|=) "?([^"]+)"?$', matcher)
+        if not re.fullmatch(value if operator == "=~" else re.escape(value), labels[label]):
+            return False
+    return True
+
+
+def test_what_is_critical_holds_back_its_own_warning_and_nothing_else():
+    (inhibition,) = yaml.safe_load(ALERTMANAGER.read_text(encoding="utf-8"))["inhibit_rules"]
+    about = [
+        {"alertname": rule["alert"], "severity": rule["labels"]["severity"], "job": "shop", "pool": pool}
+        for rule in ALERTS.values()
+        for pool in ("orders", "users")
+    ]
+    held_back = {
+        (one["alertname"], one["severity"], other["severity"], one["pool"] == other["pool"])
+        for one in about
+        for other in about
+        if matches(inhibition["source_matchers"], one)
+        and matches(inhibition["target_matchers"], other)
+        and all(one[label] == other[label] for label in inhibition["equal"])
+    }
+    assert held_back == {
+        ("PooledHTTPAcquireWaitBudgetBurn", "critical", "warning", True),
+        ("PooledHTTPConnectFailures", "critical", "warning", True),
+        ("PooledHTTPRequestErrors", "critical", "warning", True),
+        ("PooledHTTPStaleConnections", "critical", "info", True),
+    }
+
+
+def test_alertmanager_accepts_its_example():
+    amtool = shutil.which("amtool")
+    if amtool is None:
+        pytest.skip("there is no amtool on this machine: alertmanager.yml was read by this test's own rules alone")
+    done = subprocess.run([amtool, "check-config", ALERTMANAGER], capture_output=True, timeout=BOUND, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # --- what a threshold promises ----------------------------------------------------------------------------------------

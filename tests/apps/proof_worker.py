@@ -55,6 +55,7 @@ def plays(truth: Truth) -> dict[str, Play]:
             request = peer.read_request()
             truth.note("healthy", "requests")
             status = choice.choices((200, 304, 404, 500, 503), (90, 3, 3, 2, 2))[0]
+            status = 503 if request.target == "/down" else status  # the second time, too
             body = b"x" * (200_000 if request.target == "/long" else 200)
             peer.send(Respond(status, body=b"" if status == 304 else body).encode())
 
@@ -109,9 +110,9 @@ def main() -> None:
             "leaky": pool_to("leaky", servers["leaky"].port, maxsize=50, leak_after=1000),
         }
 
-        def call(name: str, method: str) -> None:
+        def call(name: str, method: str, target: str = "/") -> None:
             try:
-                response = pools[name].request(method, "/", b"x" if method == "POST" else None)
+                response = pools[name].request(method, target, b"x" if method == "POST" else None)
             except TimeoutError:
                 truth.note(name, "calls", "timeout")
             except (OSError, HTTPException):
@@ -134,6 +135,8 @@ def main() -> None:
                         if conn.getresponse().status != 304:  # which has no body
                             truth.note(name, "unread", "closed" if target == "/long" else "drained")
                     truth.note(name, "lent")
+                elif name == "healthy" and choice.random() < 0.01:
+                    call(name, "GET", "/down")
                 else:
                     call(name, "POST" if choice.random() < 0.3 else "GET")
 
