@@ -173,6 +173,7 @@ def overview(thresholds: Thresholds = THRESHOLDS) -> Dashboard:
                 expr=f"sum by (job, pool) (increase({chosen('leaked_connections_total')}[$__range]))",
                 unit="short",
                 steps=[(thresholds.some_events, RED)],
+                decimals=0,
             ),
             Column(name="Reuse", expr=share(pool.REUSED, pool.SERVED), unit="percentunit"),
             Column(name="Requests", expr=pool.REQUESTS, unit="reqps"),

@@ -190,9 +190,11 @@ class Stat(Panel):
     Attributes:
         steps: From which value on it has which colour; green below.
         no_value: What stands there when there is none.
+        decimals: How many are shown; as many as Grafana likes where it is not said.
     """
 
     steps: Sequence[tuple[float, str]] = ()
+    decimals: int | None = None
     no_value: str = "no traffic"
     height: int = 4
     width: int = 3
@@ -227,12 +229,14 @@ class Column:
         expr: The query.
         unit: Grafana's name of the unit.
         steps: As in `Stat`.
+        decimals: As in `Stat`.
     """
 
     name: str
     expr: str
     unit: str
     steps: Sequence[tuple[float, str]] = ()
+    decimals: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +307,8 @@ def _stat(panel: Stat) -> stat.Panel:
         .mappings([_nothing(panel.no_value)])
         .min(0)
     )
+    if panel.decimals is not None:
+        made.decimals(panel.decimals)
     for query in panel.queries:
         if query.warn is not None:
             made.override_by_name(
@@ -397,6 +403,8 @@ def _rows(panel: Rows) -> table.Panel:
         )
         names[f"Value #{letter}"] = column.name
         properties = [model.DynamicConfigValue(id_val="unit", value=column.unit)]
+        if column.decimals is not None:
+            properties.append(model.DynamicConfigValue(id_val="decimals", value=column.decimals))
         if column.steps:
             properties += [
                 model.DynamicConfigValue(id_val="thresholds", value=_steps(column.steps).build()),

@@ -20,8 +20,9 @@ _COLOURS: Final = {
     "green": "#56a64b", "orange": "#ff9830", "red": "#e02f44", "blue": "#3274d9", "yellow": "#f2cc0c",
     "purple": "#8f3bb8", "dark-red": "#ad0317", "dark-orange": "#fa6400",
 }  # fmt: skip
-_OTHERS: Final = ("#5794f2", "#b877d9", "#ffb357", "#73bf69", "#f2495c", "#8ab8ff", "#c4162a", "#37872d")
+_OTHERS: Final = ("#5794f2", "#b877d9", "#ffb357", "#73bf69", "#f2495c", "#8d6e63", "#26a69a", "#c4162a", "#37872d")
 _COLUMN, _ROW = 0.72, 0.42  # inches of a cell of the grid
+_AXIS = 0.7  # inches that the numbers beside an axis take
 
 
 def legend_of(pattern: str, labels: Mapping[str, str]) -> str:
@@ -31,10 +32,12 @@ def legend_of(pattern: str, labels: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: labels.get(match[1], ""), pattern)
 
 
-def shown(value: float, unit: str) -> str:
+def shown(value: float, unit: str, decimals: int | None = None) -> str:
     """Return a number with its unit, short."""
     if math.isnan(value):
         return "-"
+    if decimals is not None:
+        return f"{value:.{decimals}f}"
     if unit == "percentunit":
         return f"{value * 100:.3g} %"
     if unit == "s":
@@ -98,13 +101,14 @@ def _stat(panel: Json, ask: Ask, axes: Any) -> None:  # noqa: ANN401  # matplotl
         values = [float(series["value"][1]) for series in ask(target["expr"], True)]
         numbers.append((target.get("legendFormat", ""), values[-1] if values else None))
     for number, (name, value) in enumerate(numbers):
-        colour = "#c7d0d9"
+        nothing = defaults["mappings"][0]["options"]["result"]
+        colour = nothing["color"]
         if value is not None:
             reached = [step["color"] for step in _steps(panel, name) if step["value"] is None or value >= step["value"]]
             colour = _COLOURS.get(reached[-1], reached[-1]) if reached else colour
         share = 1 / len(numbers)
         axes.add_patch(_box(number * share, share, colour))
-        text = defaults.get("noValue", "") if value is None else shown(value, defaults["unit"])
+        text = nothing["text"] if value is None else shown(value, defaults["unit"], defaults.get("decimals"))
         caption = f"{name}\n" if len(numbers) > 1 else ""
         axes.text((number + 0.5) * share, 0.45, caption + text, ha="center", va="center", fontsize=12, color="white")
     axes.set_xlim(0, 1)
@@ -117,6 +121,12 @@ def _box(left: float, width: float, colour: str) -> Any:  # noqa: ANN401  # a pa
     return Rectangle((left + 0.01, 0.04), width - 0.02, 0.86, color=colour)
 
 
+def _inside(panel: Json, *, bottom: float, height: float) -> tuple[float, float, float, float]:
+    """Return the place of an axis within its panel, with room for its numbers however narrow that is."""
+    left = _AXIS / (panel["gridPos"]["w"] * _COLUMN)
+    return left, bottom, 0.98 - left, height
+
+
 def _fixed_colours(panel: Json) -> dict[str, str]:
     return {
         override["matcher"]["options"]: prop["value"]["fixedColor"]
@@ -124,6 +134,13 @@ def _fixed_colours(panel: Json) -> dict[str, str]:
         for prop in override["properties"]
         if prop["id"] == "color" and isinstance(prop["value"], dict) and "fixedColor" in prop["value"]
     }
+
+
+def _mark_time(chart: Any, moments: Sequence[float], places: Sequence[float]) -> None:  # noqa: ANN401  # as above
+    """Write the seconds since the first moment below the axis, at its ends and in between."""
+    ends = sorted({0, len(moments) // 2, len(moments) - 1}) if moments else []
+    labels = [f"{moments[end] - moments[0]:.0f} s" for end in ends]
+    chart.set_xticks([places[end] for end in ends], labels, fontsize=6.5)
 
 
 def _lines(panel: Json, ask: Ask, axes: Any) -> None:  # noqa: ANN401  # as above
@@ -138,13 +155,18 @@ def _lines(panel: Json, ask: Ask, axes: Any) -> None:  # noqa: ANN401  # as abov
     is_stacked = defaults.get("custom", {}).get("stacking", {}).get("mode") == "normal"
     below = dict.fromkeys(moments, 0.0)
     highest = 0.0
-    chart = axes.inset_axes((0.12, 0.3, 0.86, 0.66))
+    chart = axes.inset_axes(_inside(panel, bottom=0.32, height=0.64))
     chart.spines[["top", "right"]].set_visible(False)
-    for number, (name, values) in enumerate(series):
+    used = [name for name, values in series if any(float(value) > 0 for _, value in values)]
+    of_others = [name for name in used if name not in fixed]  # only what is seen takes a colour from the rest
+    for name, values in series:
+        number = of_others.index(name) if name in of_others else 0
         colour = fixed.get(name, _OTHERS[number % len(_OTHERS)])
         colour = _COLOURS.get(colour, colour)
         by_moment = {moment: float(value) for moment, value in values}
         points = [by_moment.get(moment, math.nan) for moment in moments]
+        if is_stacked and name not in used:
+            continue  # its line would lie on that of the one below
         if is_stacked:
             upper = [below[moment] + (0 if math.isnan(point) else point)
                      for moment, point in zip(moments, points, strict=True)]  # fmt: skip
@@ -160,11 +182,10 @@ def _lines(panel: Json, ask: Ask, axes: Any) -> None:  # noqa: ANN401  # as abov
             chart.axhline(step["value"], color=_COLOURS[step["color"]], ls="--", lw=0.9)
             highest = max(highest, step["value"])
     chart.set_ylim(0, highest * 1.1 or 1)
-    chart.set_xticks([])
+    _mark_time(chart, moments, moments)
     ticks = [0, highest / 2, highest] if highest else [0]
     chart.set_yticks(ticks, [shown(tick, defaults["unit"]) for tick in ticks], fontsize=7)
     chart.grid(axis="y", color="#e5e5e5", lw=0.6)
-    used = [name for name, values in series if any(float(value) > 0 for _, value in values)]
     handles, names = chart.get_legend_handles_labels()
     wanted = [(handle, name) for handle, name in zip(handles, names, strict=True) if name in used][:9] or [
         (handle, name) for handle, name in zip(handles, names, strict=True)
@@ -183,9 +204,9 @@ def _heat(panel: Json, ask: Ask, axes: Any) -> None:  # noqa: ANN401  # as above
         now = [by_moment.get(moment, 0.0) for moment in moments]
         cells.append([max(upper - lower, 0.0) for upper, lower in zip(now, before, strict=True)])
         before = now
-    chart = axes.inset_axes((0.12, 0.08, 0.86, 0.86))
+    chart = axes.inset_axes(_inside(panel, bottom=0.12, height=0.82))
     chart.imshow(cells, aspect="auto", origin="lower", cmap="Oranges", norm="asinh")
-    chart.set_xticks([])
+    _mark_time(chart, moments, range(len(moments)))
     labels = ["inf" if one["metric"]["le"] == "+Inf" else shown(float(one["metric"]["le"]), "s") for one in rows]
     chart.set_yticks(range(len(rows)), labels, fontsize=6.5)
 
@@ -197,12 +218,15 @@ def _table(panel: Json, ask: Ask, axes: Any) -> None:  # noqa: ANN401  # as abov
         for one in ask(target["expr"], True):
             key = one["metric"]["job"], one["metric"]["pool"]
             cells.setdefault(key, {})[head] = float(one["value"][1])
-    units = {
-        override["matcher"]["options"]: prop["value"]
-        for override in panel["fieldConfig"]["overrides"]
-        for prop in override["properties"]
-        if prop["id"] == "unit"
-    }
+    units, decimals = (
+        {
+            override["matcher"]["options"]: prop["value"]
+            for override in panel["fieldConfig"]["overrides"]
+            for prop in override["properties"]
+            if prop["id"] == wanted
+        }
+        for wanted in ("unit", "decimals")
+    )
     order = sorted(cells, key=lambda key: -cells[key].get(heads[0], -1))
     text, colours = [], []
     for key in order:
@@ -211,7 +235,7 @@ def _table(panel: Json, ask: Ask, axes: Any) -> None:  # noqa: ANN401  # as abov
             value = cells[key].get(head, math.nan)
             reached = [step["color"] for step in _steps(panel, head)
                        if step["value"] is None or (not math.isnan(value) and value >= step["value"])]  # fmt: skip
-            line.append(shown(value, units[head]))
+            line.append(shown(value, units[head], decimals.get(head)))
             is_lit = reached and reached[-1] != "green" and not math.isnan(value)
             shades.append(_COLOURS.get(reached[-1], "white") if is_lit else "white")
         text.append(line)

@@ -146,6 +146,7 @@ def verdict(thresholds: Thresholds = THRESHOLDS) -> Sequence[Stat]:
             queries=[Query(f"sum(increase({chosen('leaked_connections_total')}[$__range]))")],
             unit="short",
             steps=[(thresholds.some_events, RED)],
+            decimals=0,
             no_value="no pool",
         ),
     ]
