@@ -462,37 +462,41 @@ def survivors(folder: Path, test: Path, mutants: Sequence[Mutant]) -> list[str]:
     ]
 
 
-def with_every_threshold_moved() -> Rules:
-    moved = {field.name: getattr(THRESHOLDS, field.name) * 7 / 3 for field in dataclasses.fields(Thresholds)}
-    return read(rule_files(Thresholds(**moved)))
+def numbers_of(rule: Mapping[str, Any]) -> list[re.Match[str]]:
+    return [match for match in NUMBER.finditer(rule["expr"]) if match["number"]]
 
 
-def moved_thresholds() -> Iterator[Mutant]:
-    for field in dataclasses.fields(Thresholds):
-        number = getattr(THRESHOLDS, field.name)
-        moved = [round(number * 0.9, 9), round(number * 1.1, 9)]
-        if neighbours := NEIGHBOURS.get(field.name):
-            at = neighbours.index(number)
-            moved = [neighbours[at - 1], neighbours[at + 1]]
-        for other in moved:
-            rules = read(rule_files(dataclasses.replace(THRESHOLDS, **{field.name: other})))
-            changed = {place: rule for place, rule in rules.items() if rule["expr"] != RULES[place]["expr"]}
-            assert changed, f"no rule goes by {field.name}"
-            for place, rule in changed.items():
-                yield Mutant(f"{name_of(rule)} with {field.name}={other:g}", place, rule)
+def with_another(field: str, value: float) -> Rules:
+    return read(rule_files(dataclasses.replace(THRESHOLDS, **{field: value})))
+
+
+def around(number: float, neighbours: Sequence[float]) -> tuple[float, float]:
+    if neighbours:
+        at = neighbours.index(number)
+        return neighbours[at - 1], neighbours[at + 1]
+    return (number * 0.9, number * 1.1) if number else (-1, 1)
+
+
+def moved_bounds() -> Iterator[Mutant]:
+    """Move each threshold that is the bound of a bucket, and so may be no number of an expression."""
+    for field, neighbours in NEIGHBOURS.items():
+        for other in around(getattr(THRESHOLDS, field), neighbours):
+            for place, rule in with_another(field, other).items():
+                if rule["expr"] != RULES[place]["expr"]:
+                    yield Mutant(f"{name_of(rule)} with {field}={other:g}", place, rule)
 
 
 def moved_numbers() -> Iterator[Mutant]:
-    """Move each number that is no threshold, so that there is none which no test looks at."""
-    others = with_every_threshold_moved()
+    """Move each number of each rule by itself, be it a threshold's or none."""
+    neighbours: dict[tuple[Place, int], Sequence[float]] = {}
+    for field, others in NEIGHBOURS.items():
+        for place, rule in with_another(field, others[-1]).items():
+            for index, (match, same) in enumerate(zip(numbers_of(rule), numbers_of(RULES[place]), strict=True)):
+                if match["number"] != same["number"]:
+                    neighbours[place, index] = others
     for place, rule in RULES.items():
-        found = [match for match in NUMBER.finditer(rule["expr"]) if match["number"]]
-        moved = [match for match in NUMBER.finditer(others[place]["expr"]) if match["number"]]
-        for match, same in zip(found, moved, strict=True):
-            if match["number"] != same["number"]:
-                continue
-            number = float(match["number"])
-            for other in (number * 0.9, number * 1.1) if number else (-1, 1):
+        for index, match in enumerate(numbers_of(rule)):
+            for other in around(float(match["number"]), neighbours.get((place, index), ())):
                 expression = f"{rule['expr'][: match.start()]}{other:g}{rule['expr'][match.end() :]}"
                 yield Mutant(f"{name_of(rule)} with {other:g} for {match[0]}", place, {**rule, "expr": expression})
 
@@ -544,6 +548,12 @@ def test_every_rule_alone_passes_its_tests(tmp_path):
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Thresholds)])
+def test_some_rule_goes_by_each_threshold(field):
+    moved = with_another(field, getattr(THRESHOLDS, field) * 7 / 3)
+    assert any(rule["expr"] != RULES[place]["expr"] for place, rule in moved.items())
+
+
 def test_a_mutant_that_is_none_survives(tmp_path):
     # Or the names of mutants would be what is noticed.
     for test in (TESTS / "stale_connections.yml", TESTS / "recording_long.yml"):
@@ -554,7 +564,7 @@ def test_a_mutant_that_is_none_survives(tmp_path):
 @pytest.mark.timeout(300)  # the machine may have more to do
 def test_unit_tests_notice_what_is_moved_or_left_out(tmp_path):
     find_promtool()  # here, so that a skip is this thread's
-    made = [*moved_thresholds(), *moved_numbers(), *moved_durations(), *moved_windows(), *left_out_conditions()]
+    made = [*moved_bounds(), *moved_numbers(), *moved_durations(), *moved_windows(), *left_out_conditions()]
     of_test: dict[Path, list[Mutant]] = {}
     for mutant in made:
         of_test.setdefault(own_tests(mutant.rule), []).append(mutant)
