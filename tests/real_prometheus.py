@@ -40,10 +40,15 @@ def find_promtool() -> str:
     return _find("promtool")
 
 
-def _find(program: str) -> str:
+def find_amtool() -> str:
+    """Return the path of amtool, which checks what Alertmanager is told; skip or fail as above."""
+    return _find("amtool", package="prometheus-alertmanager")
+
+
+def _find(program: str, *, package: str = "prometheus") -> str:
     found = shutil.which(program)
     if found is None:
-        text = f"there is no {program} on this machine (Debian, Ubuntu: apt-get install prometheus)"
+        text = f"there is no {program} on this machine (Debian, Ubuntu: apt-get install {package})"
         if os.environ.get(REQUIRED):
             pytest.fail(f"{text}, and {REQUIRED} demands it")
         pytest.skip(f"{text}: nothing was proved with a real Prometheus")

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from dashboards.generator.thresholds import THRESHOLDS, Thresholds
 from pooledhttp import ConnectionPool, Retry, Timeout
 from pooledhttp.stats import USE_BOUNDS, WAIT_BOUNDS
 from tests.exposition import exposed, faults_of, selectors
-from tests.real_prometheus import find_promtool
+from tests.real_prometheus import find_amtool, find_promtool
 
 DASHBOARDS = Path(__file__).resolve().parent.parent / "dashboards"
 TESTS = DASHBOARDS / "tests"
@@ -87,6 +86,7 @@ def own_tests(rule: Mapping[str, Any]) -> Path:
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [find_promtool(), *arguments],
+        env={**os.environ, "GOGC": "1000"},  # a quarter less time: it collects its garbage more seldom
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -215,10 +215,9 @@ def test_what_is_critical_holds_back_its_own_warning_and_nothing_else():
 
 
 def test_alertmanager_accepts_its_example():
-    amtool = shutil.which("amtool")
-    if amtool is None:
-        pytest.skip("there is no amtool on this machine: alertmanager.yml was read by this test's own rules alone")
-    done = subprocess.run([amtool, "check-config", ALERTMANAGER], capture_output=True, timeout=BOUND, check=False)
+    done = subprocess.run(
+        [find_amtool(), "check-config", ALERTMANAGER], capture_output=True, timeout=BOUND, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
