@@ -165,7 +165,7 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "pool": POOL_MAY_IMPORT,
     "manager": {**POOL_MAY_IMPORT, **freely("forking", "capacity", "pool")},
     "metrics": {
-        **freely("metrics.collector"),
+        **freely("log", "metrics.collector"),
         **lazily("metrics.bridge", "metrics.names", "metrics.everybody"),
         **typing_only("stats", "pool", "manager"),
     },

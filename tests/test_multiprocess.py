@@ -715,6 +715,46 @@ def test_default_registry_shows_no_pool_and_says_so_once(folder: Path, server: S
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_variable_without_a_folder_is_none_and_told(
+    folder: Path, server: ScriptedServer, tmp_path: Path, is_removed: bool
+) -> None:
+    """A compose file that names the variable and gives it nothing, for one; prometheus_client takes it for a folder."""
+    program = """
+        os.chdir(sys.argv[3])
+        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+        if sys.argv[2] == "False":
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = ""
+        for name in "ab":
+            pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name=name)
+            pool.request("GET", "/")
+            labels = {"pool": name, "outcome": "2xx"}
+            print(prometheus_client.REGISTRY.get_sample_value("pooledhttp_requests_total", labels))
+        print(flush(), os.listdir())
+    """
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    warning, *said = run(program, folder, server.port, is_removed, empty).splitlines()
+    assert warning.startswith("WARNING PROMETHEUS_MULTIPROC_DIR is empty")
+    assert said == ["1", "1", "True []"]
+
+
+def test_variable_that_is_removed_behind_the_first_pool_changes_nothing(folder: Path, server: ScriptedServer) -> None:
+    program = """
+        port = int(sys.argv[1])
+        pools = [ConnectionPool("127.0.0.1", port, name="p")]
+        path = os.environ.pop("PROMETHEUS_MULTIPROC_DIR")
+        pools += [ConnectionPool("127.0.0.1", port, name="p"),
+                  ConnectionPool("127.0.0.1", port, name="p", registry=prometheus_client.CollectorRegistry())]
+        for pool in pools:
+            pool.request("GET", "/")
+        print(flush(), multiprocess_registry(path).get_sample_value("pooledhttp_requests_total",
+                                                                    {"pool": "p", "outcome": "2xx"}))
+    """
+    assert run(program, folder, server.port) == "True 3.0\n"
+
+
 def test_registry_of_all_processes_may_be_that_of_the_pools_too(folder: Path, server: ScriptedServer) -> None:
     program = """
         from prometheus_client import CollectorRegistry

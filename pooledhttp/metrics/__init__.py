@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, values
 
+from pooledhttp import log
+
 from .collector import PoolCollector
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def watch(
         registry: Where; ``"default"`` is prometheus_client's global one, ``None`` nowhere.
 
     Returns:
-        What the pool has to call before it opens a connection, or ``None``.
+        What the pool has to call before it opens a connection, and when it could not lend one, or ``None``.
 
     Raises:
         ValueError: Another collector has our metrics' names in this registry.
@@ -138,8 +140,23 @@ def _new_collector(registry: Registry) -> PoolCollector | Elsewhere:
 
 
 def _is_multiprocess() -> bool:
+    """Tell whether the numbers belong into the files of many processes."""
     # prometheus_client decides this once, when it is imported; what the environment says now may be another matter.
-    return bool(getattr(values.ValueClass, "_multiprocess", False))
+    if _bridge is not None or not getattr(values.ValueClass, "_multiprocess", False):
+        return _bridge is not None
+    if not _folder():
+        log.warning(
+            "PROMETHEUS_MULTIPROC_DIR is empty, or was removed from the environment: the pools of this process are "
+            "shown by itself; prometheus_client's own metrics are not of much use so: name a folder, or unset it"
+        )
+        return False
+    return True
+
+
+def _folder() -> str:
+    """Return the folder of many processes; ``""``, as a template without its value leaves it, is none."""
+    environment = os.environ
+    return environment.get("PROMETHEUS_MULTIPROC_DIR") or environment.get("prometheus_multiproc_dir") or ""
 
 
 def _the_bridge() -> Bridge:
@@ -149,7 +166,7 @@ def _the_bridge() -> Bridge:
             from .bridge import Bridge
             from .names import SharedNames
 
-            folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or os.environ["prometheus_multiproc_dir"]  # noqa: SIM112
+            folder = _folder()
             _bridge = Bridge(SharedNames(folder), folder, is_child=_is_child)
         return _bridge
 
