@@ -45,9 +45,9 @@ class Ledger:
     """The state of a pool and its moves; see `ConnectionPool` for the arguments."""
 
     # Many origins make many pools.  What a subclass or a test adds goes into `__dict__`, which costs nothing till then.
-    __slots__ = ("__dict__", "__weakref__", "_are_kept", "_before_dial", "_capacity", "_clock", "_constant_fields",
-                 "_exemplar", "_expiry", "_idle", "_is_closed", "_is_unlimited", "_is_watched", "_last_connect_error",
-                 "_last_used", "_late", "_leak_after", "_leased", "_lock", "_lost", "_opener", "_opening",
+    __slots__ = ("__dict__", "__weakref__", "_are_kept", "_capacity", "_clock", "_constant_fields", "_exemplar",
+                 "_expiry", "_idle", "_is_closed", "_is_unlimited", "_is_watched", "_last_connect_error", "_last_used",
+                 "_late", "_leak_after", "_leased", "_lock", "_lost", "_note_work", "_opener", "_opening",
                  "_probe_after", "_tally", "_timeouts", "_waiters", "config", "host", "maxsize", "name", "origin",
                  "port", "reference", "scheme")  # fmt: skip
 
@@ -85,7 +85,7 @@ class Ledger:
         self._last_connect_error: tuple[float, str] | None = None  # when, and its text
         self._last_used = self._clock()
         self._is_watched = False  # by the watcher of leaks
-        self._before_dial: Callable[[], None] | None = None  # tells the metrics that this process is at work
+        self._note_work: Callable[[], None] | None = None  # tells the metrics that this process is at work
 
         # A pool that is dropped without close() takes its idle sockets along; nobody else can reach them.
         weakref.finalize(self, _close_idle, self._idle)

@@ -442,8 +442,8 @@ class Lender(Ledger):
 
     def _open_connection(self, timeouts: Timeout, deadline: Deadline | None) -> HTTPConnection:
         """Open a connection; where no descriptor is left, again at the cost of other origins' idle ones."""
-        if self._before_dial is not None:
-            self._before_dial()
+        if self._note_work is not None:
+            self._note_work()
         for _ in range(_EVICTIONS):
             try:
                 return self._opener.open(timeouts, deadline)
@@ -489,6 +489,10 @@ class Lender(Ledger):
                 self._serve_locked(now)  # before anybody who comes later sees the slot
             for closing in doomed:
                 closing._end(CloseReason.ERROR)
+        # A process whose acquires all fail never dials, and is to be seen all the same.  Whoever is being interrupted
+        # starts no thread.
+        if self._note_work is not None and isinstance(fault, Exception):
+            self._note_work()
 
     def _acquire_timeout(self, seconds: float) -> AcquireTimeout:
         """Return the error that says who holds what."""

@@ -61,7 +61,7 @@ class ConnectionPool(Upkeep):
         self._budget = Budget()
         self._pause = pause
         if self.config.registry is not None:
-            self._before_dial = _watch(self, self._tally)
+            self._note_work = _watch(self, self._tally)
 
     # --- one call: request, stream --------------------------------------------------------------------
 

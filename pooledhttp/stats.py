@@ -1,7 +1,7 @@
 """The numbers of a pool: Tally (counting), Histogram (buckets) and PoolStats (what users see).
 
 The core counts with plain integers and floats while it holds the pool's lock anyway; nothing here takes a
-lock, reads a clock or knows Prometheus.  Reading happens at scrape time: `metrics.py` asks each pool for a
+lock, reads a clock or knows Prometheus.  Reading happens at scrape time: `metrics` asks each pool for a
 `PoolStats`, a frozen copy.
 """
 
@@ -310,6 +310,26 @@ class Tally:
         # costs a request less than counting each at its end.
         self.finished: list[tuple[float, bool, int | None, float]] = []
         self.unwaited = 0  # acquires that did not wait, likewise
+
+    @property
+    def events(self) -> int:
+        """A number that grows with everything that is counted, and so is the same only while nothing happens."""
+        counters = (
+            self.acquires,
+            self.closed,
+            self.connect_failures,
+            self.stale,
+            self.drains,
+            self.requests,
+            self.retries,
+            self.retries_refused,
+        )
+        events = self.opened + self.leaked + self.unwaited + len(self.finished)
+        for counter in counters:
+            events += sum(counter.values())
+        for histogram in (self.wait, self.use, self.connect, self.request):
+            events += sum(histogram.counts)
+        return events
 
     def sort(self) -> None:
         """Count the finished leases in the fields that they belong to."""

@@ -200,6 +200,93 @@ def test_threads_that_come_first_at_once_leave_one_thread_of_the_metrics(folder:
     assert run(program, folder, server.port) == "['pooledhttp-metrics'] True 200 True\n"
 
 
+def test_thread_that_cannot_be_started_is_told_and_tried_again(folder: Path, server: ScriptedServer) -> None:
+    """The system allows a process so many and no more; what a signal's handler raises must not get lost in a look."""
+    program = """
+        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+        start, lookers = threading.Thread.start, []
+
+        def refused(thread):
+            raise RuntimeError("can't start new thread")
+
+        threading.Thread.start = refused
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        bridge = metrics._bridge
+        show = bridge._show
+
+        def noted():
+            lookers.append(threading.current_thread().name)
+            show()
+
+        bridge._show = noted
+        print(pool.request("GET", "/").status, flush(), ConnectionPool("127.0.0.1", 1, name="late").name, lookers)
+        threading.Thread.start = start
+        pool.prune(everything=True)
+        print(pool.request("GET", "/").status, flush(), set(lookers))
+        print(sample("pooledhttp_requests_total", pool="p", outcome="2xx"))
+    """
+    warning, *said = run(program, folder, server.port).splitlines()
+    assert warning.startswith("WARNING ")
+    assert warning.endswith("(no thread can be started; tried again with the next connection)")
+    assert said == ["200 False late []", "200 True {'pooledhttp-metrics'}", "2.0"]
+
+
+def test_last_look_of_an_interpreter_that_starts_no_thread_any_more_is_taken(
+    folder: Path, server: ScriptedServer
+) -> None:
+    program = """
+        import atexit
+        pool = None
+
+        def refused(thread):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+        def behind_the_last_look():  # registered before the first pool is made
+            pool.request("GET", "/")
+            print(flush(), sample("pooledhttp_requests_total", pool="p", outcome="2xx"), flush=True)
+
+        atexit.register(behind_the_last_look)
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        pool.request("GET", "/")
+        print(flush())
+        threading.Thread.start = refused
+    """
+    assert run(program, folder, server.port) == "True\nTrue 2.0\n"
+
+
+def test_waits_for_a_look_that_hangs_have_one_patience_together(folder: Path, server: ScriptedServer) -> None:
+    """Whoever has told a worker to end waits for it, and kills it."""
+    program = """
+        logging.disable()
+        import types
+        import pooledhttp.metrics.bridge as room
+        from pooledhttp.metrics.flusher import Request
+        pool = ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p")
+        pool.request("GET", "/")
+        assert flush()
+        bridge, now, waits, wait = metrics._bridge, 100.0, [], Request.wait
+
+        def in_vain(request, seconds):
+            global now
+            waits.append(seconds)
+            now += seconds
+            return False
+
+        room.time = types.SimpleNamespace(monotonic=lambda: now)
+        Request.wait = in_vain
+        print(flush(3.0), bridge.close(), bridge.close(), waits)
+        Request.wait = wait
+        print(flush(20), bridge._unanswered_since)
+        Request.wait = in_vain
+        waits.clear()
+        bridge.close()
+        print(waits)
+        Request.wait = wait
+        room.time = __import__("time")
+    """
+    assert run(program, folder, server.port).splitlines() == ["False None None [3.0, 2.0, 0.0]", "True None", "[5.0]"]
+
+
 def test_exception_of_a_signal_reaches_whoever_makes_a_pool(folder: Path, server: ScriptedServer) -> None:
     """A soft time limit that is lost is a task that never ends."""
     program = """
@@ -557,7 +644,7 @@ def test_full_disk_costs_the_metrics_and_not_the_process(folder: Path, server: S
     """
     said = run(program, folder, server.port).splitlines()
     warnings = [line for line in said if line.startswith("WARNING")]
-    assert len(warnings) == 3  # of three processes
+    assert len(warnings) == 4  # of three processes, one of which was well for a while
     assert all("less than a megabyte is free" in line for line in warnings)
     assert [line for line in said if line not in warnings] == [
         "200 False ['pooledhttp_names.txt']",
@@ -685,6 +772,30 @@ def test_instruments_that_go_on_failing_are_made_anew_ever_more_seldom(folder: P
     assert run(program, folder).splitlines() == [
         "[0, 1, 3, 7, 15, 31, 63, 127, 255, 511, 811]", "[511, 811, 1111]"
     ]  # fmt: skip
+
+
+def test_each_kind_of_trouble_is_told_and_again_when_it_comes_back(folder: Path) -> None:
+    program = """
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        ConnectionPool("localhost", 80, name="p")
+        import pooledhttp.metrics.bridge as room
+        bridge, show = metrics._bridge, metrics._bridge._show
+        troubles = [room._FolderIsFull("full"), room._FolderIsFull("full"), MemoryError("none"),
+                    room._FileIsGone("gone"), None, room._FolderIsFull("full again")]
+
+        def failing():
+            fault = troubles.pop(0)
+            if fault is not None:
+                raise fault
+            show()
+
+        bridge._show = failing
+        while troubles:
+            bridge._look()
+        del bridge._show
+    """
+    told = [line.partition("(")[2].partition(";")[0] for line in run(program, folder).splitlines()]
+    assert told == ["full", "MemoryError: none", "gone", "full again"]
 
 
 def test_relative_folder_stays_where_it_is(folder: Path, server: ScriptedServer) -> None:
@@ -1080,6 +1191,7 @@ def test_flush_of_a_child_tells_the_truth(folder: Path, server: ScriptedServer) 
             print(flush(), sample("pooledhttp_label_overflow_total"), flush=True)
 
         def without_threads():
+            logging.disable()  # what it says is another test's
             def start(thread):
                 raise RuntimeError("can't start new thread")
             threading.Thread.start = start
@@ -1090,6 +1202,54 @@ def test_flush_of_a_child_tells_the_truth(folder: Path, server: ScriptedServer) 
             in_children(each)
     """
     assert run(program, folder, server.port).splitlines() == ["False True 1.0 1.0 0.0", "True 22.0", "False"]
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_counts_of_a_process_that_never_dials_are_shown(folder: Path, forks: bool) -> None:
+    """All of its acquires are refused, or end in vain: that is what the alert on them is for."""
+    program = """
+        from time import monotonic
+        closed = ConnectionPool("127.0.0.1", 1, name="closed")
+        closed.close()
+        end = threading.Event()
+
+        def refused():
+            for _ in range(3):
+                try:
+                    closed.request("GET", "/")
+                except pooledhttp.PoolClosed:
+                    pass
+            until = monotonic() + 20
+            while sample("pooledhttp_acquires_total", pool="closed", outcome="rejected") != 3 and monotonic() < until:
+                end.wait(0.02)
+            print(sample("pooledhttp_acquires_total", pool="closed", outcome="rejected"), flush=True)
+
+        in_children(refused) if sys.argv[1] == "True" else refused()
+    """
+    assert run(program, folder, forks) == "3.0\n"
+
+
+def test_child_that_has_only_counted_writes_that_down_at_its_end(folder: Path) -> None:
+    """The thread of the metrics is not started by whoever is interrupted."""
+    program = """
+        closed = ConnectionPool("127.0.0.1", 1, name="closed")
+        closed.close()
+
+        def interrupted():
+            raise KeyboardInterrupt
+
+        def work():
+            take, closed._take_or_claim = closed._take_or_claim, lambda *_: interrupted()
+            try:
+                closed.request("GET", "/")
+            except KeyboardInterrupt:
+                print(metrics._bridge._flusher, flush=True)
+            metrics._bridge.close()
+
+        in_children(work)
+        print(sample("pooledhttp_acquires_total", pool="closed", outcome="error"))
+    """
+    assert run(program, folder) == "None\n1.0\n"
 
 
 def test_child_has_no_thread_before_its_first_connection(folder: Path, server: ScriptedServer) -> None:

@@ -6,12 +6,14 @@ instruments what is new.  The pools themselves know nothing of it, and no reques
 
 What holds:
 
-* A process is shown from its first attempt to open a connection on: a parent that only forks has no part in the gauges.
+* A process is shown from its first attempt to open a connection on, or the first acquire that fails without one: a
+  parent that only forks has no part in the gauges.
 * Only a thread of our own looks.  What a user's thread may be in, or may be hit by, does no harm to a look then: a lock
   of prometheus_client's, a finalizer, the exception of a signal.  Whoever wants a look asks for it, and waits with a
-  bound.
-* No thread is alive across a fork.  The parent's is stopped before and started again behind it, and a child begins with
-  nothing counted: what it inherited is the parent's to show.
+  bound.  The one exception is the end of the interpreter, which starts no thread any more.  Where none can be had
+  before, that is told, and tried again by whoever next opens a connection, fails to get one, or asks.
+* No look goes on across a fork.  The parent's thread is stopped before and started again behind it, and a child begins
+  with nothing counted: what it inherited is the parent's to show.
 * What is lost with a process that is killed is what came since the last look: a second's worth.
 * What goes wrong with the files costs the metrics, and no request.
 """
@@ -105,12 +107,14 @@ class Bridge:
         self._has_failed = False  # the instruments may be of no use any more
         self._renew_at = 0.0  # by the monotonic clock
         self._renew_after = _FIRST_RENEWAL
-        self._has_complained = False
+        self._has_told: set[str] = set()  # of what kinds of trouble, since the last look that went well
+        self._is_ending = False  # the process comes to its end, and may have no new thread any more
+        self._unanswered_since: float | None = None  # when somebody asked for a look, and has waited for it in vain
 
     # --- what comes from the pools ------------------------------------------------------------------------
 
     def watch(self, pool: ConnectionPool, tally: Tally) -> Callable[[], None]:
-        """Show a pool from now on; return what is to be called before it opens a connection.
+        """Show a pool from now on; return what is to be called before it opens a connection, or has failed to get one.
 
         Every series of its label is there when this returns, at 0, so that `rate()` sees the first event; in a child,
         which adds to what its parent shows, from the first connection on.
@@ -124,7 +128,9 @@ class Bridge:
         """See to it that the pools of this process are looked at; called often, and cheap."""
         self._is_at_work = True  # the thread goes on for it, see _goes_on
         if self._flusher is None or not self._flusher.is_running:
-            self._start(self._new_flusher())
+            flusher = self._new_flusher()
+            if not self._start(flusher):
+                self._tell_of_no_thread()
 
     def _new_flusher(self) -> Flusher:
         # Two threads that come here at once may make two of them; the one that is not known then ends after one look.
@@ -132,13 +138,21 @@ class Bridge:
         return flusher
 
     def _start(self, flusher: Flusher) -> bool:
-        """Start a thread that looks; return whether there is one, for at the end of the interpreter there is none."""
+        """Start a thread that looks; return whether there is one.
+
+        There is none at the end of the interpreter, nor where the system allows this process no more of them.
+        """
         try:
             flusher.start()
         except RuntimeError:
             return False
+        self._is_ending = False
         self._close_with_process()
         return True
+
+    def _tell_of_no_thread(self) -> None:
+        if not self._is_ending:
+            self._complain("thread", "no thread can be started; tried again with the next connection")
 
     def _goes_on(self, flusher: Flusher) -> bool:
         return self._is_at_work and self._flusher is flusher
@@ -157,7 +171,8 @@ class Bridge:
         """Write down what is new since the last look; return whether that was done within so many seconds."""
         if self._looking == threading.get_ident():
             return False  # a look called somebody who called this: it cannot be waited for
-        until = time.monotonic() + seconds
+        since = time.monotonic()
+        until = since + seconds
         while (remaining := until - time.monotonic()) >= 0:
             flusher = self._flusher
             if flusher is not None and flusher.is_running:
@@ -166,48 +181,60 @@ class Bridge:
                 flusher = self._new_flusher()
                 request = flusher.ask()  # before it starts: if nothing is at work, it looks but once
                 if not self._start(flusher):
-                    return not self._is_child and self._look(remaining)
+                    self._tell_of_no_thread()
+                    return self._is_ending and not self._is_child and self._look(remaining)
             went_well = request.wait(remaining)
             if went_well is not None:
+                if self._unanswered_since is None and time.monotonic() >= until:
+                    self._unanswered_since = since
                 return went_well
             # It was ended meanwhile, by a fork or by close().
         return False
 
     def close(self) -> None:
-        """Write down what is new, and take this process out of the gauges; a further connection brings it back."""
+        """Write down what is new, and take this process out of the gauges; a further connection brings it back.
+
+        The end of a process may come here several times, and behind a `flush` of the user's: they have one patience
+        together, else a lock that hangs would outlast that of whoever has told the process to end.
+        """
         self._is_at_work = False
-        if self._is_child and self._flusher is None:
+        if self._is_child and self._flusher is None and not self._fleet.has_counted():
             return  # nothing of it is shown
-        if not self.flush(_PATIENCE):
-            self._complain("the last look did not come to its end")
+        self._is_ending = True
+        waited = 0.0 if self._unanswered_since is None else time.monotonic() - self._unanswered_since
+        if not self.flush(max(_PATIENCE - waited, 0.0)) and not self._has_told:
+            self._complain("end", "the last look did not come to its end")
 
     def _look(self, seconds: float = _PATIENCE) -> bool:
         """Show everything; return whether it went well.  What goes wrong with files is not the pools' trouble."""
         lock = self._lock  # a fork in here leaves another one to the child
         if not lock.acquire(timeout=seconds):
-            self._complain("a look at the pools does not come to its end")
+            self._complain("slow", "a look at the pools does not come to its end")
             return False
         try:
             self._looking = threading.get_ident()
             self._show()
         except _FileIsGone as fault:
-            self._complain(f"{fault}; they come back with the next start of this process")
+            self._complain("gone", f"{fault}; they come back with the next start of this process")
             return False
         except _FolderIsFull as fault:
-            self._complain(f"{fault}; still trying")
+            self._complain("full", f"{fault}; still trying")
             return False
         except Exception as fault:  # noqa: BLE001  # no descriptors, no memory: said once, tried again
             self._has_failed = True
-            self._complain(f"{type(fault).__name__}: {fault}; still trying")
+            self._complain(type(fault).__name__, f"{type(fault).__name__}: {fault}; still trying")
             return False
         finally:
             self._looking = None
             lock.release()
+        self._has_told = set()
+        self._unanswered_since = None
         return True
 
-    def _complain(self, what: str) -> None:
-        if not self._has_complained:
-            self._has_complained = True
+    def _complain(self, kind: str, what: str) -> None:
+        """Say once what is wrong, until all is well again; trouble of another kind is said again."""
+        if kind not in self._has_told:
+            self._has_told.add(kind)
             with contextlib.suppress(Exception):  # of the user's own filters: the thread goes on
                 log.warning(f"the metrics of this process cannot be written to PROMETHEUS_MULTIPROC_DIR ({what})")
 

@@ -139,6 +139,11 @@ class Fleet:
         self._sums = {}
         self._folded = 0
 
+    def has_counted(self) -> bool:
+        """Whether any pool has anything to show but zeros, or may have; as far as can be seen without their locks."""
+        with self._lock:
+            return bool(self._retired) or any(watched.tally.events for watched in self._watched)
+
     def totals(self) -> Totals:
         """Return the numbers of all pools at this moment."""
         with self._lock:
