@@ -169,10 +169,10 @@ class Lender(Ledger):
         if deadline is not None:
             until = min(until, deadline.at)
         given = self._await(claim, until)
+        if self._exemplar is not None and until > claim.since:
+            self._exemplify(self._tally.wait, self._clock() - claim.since)
         if given is Grant.LEFT:
             raise self._acquire_timeout(until - claim.since)
-        if self._exemplar is not None:
-            self._exemplify(self._tally.wait, self._clock() - claim.since)
         if given is not Grant.SLOT:
             return given if isinstance(given, Entry) else None
         now = self._clock()
@@ -264,6 +264,10 @@ class Lender(Ledger):
                         self._dequeue_locked(claim)
                 given = claim.given
                 if given is None and left <= 0:
+                    # A wait in vain is a wait: without it, the more callers give up the shorter all waits would look.
+                    # One who may not wait at all has none, and a late dial's was over when it got its slot.
+                    if claim.dial is None and until > claim.since:
+                        self._tally.wait.observe(max(now - claim.since, 0.0))
                     self._leave_locked(claim)
                     return Grant.LEFT
             if given is Grant.POOL_CLOSED:

@@ -371,7 +371,7 @@ class PoolStats(Frozen):
         retries_refused: Calls that asked for them and ended with a failure that is tried again, by why it was not.
         leaked: Leases that lasted longer than `leak_after`, and connections that were collected while lent; a lease
             counts once.
-        wait: Waiting for a connection or a slot (not connecting), per acquire that got one.
+        wait: Waiting for a connection or a slot (not connecting), per acquire that got one, or waited for it in vain.
         use: From acquire to release, per lease.
         connect: Resolving, connecting, tunnel and TLS of the connections that were opened.
         request: Calls through `request` and `stream` whole, waiting for a connection and between attempts included.

@@ -733,6 +733,40 @@ def test_wait_is_measured(shop: Shop, registry: CollectorRegistry, clock: Clock)
     assert number(registry, "pooledhttp_acquire_wait_seconds_bucket", le="0.5") == 2
 
 
+def test_wait_that_ends_in_vain_is_measured_too(shop: Shop, registry: CollectorRegistry, clock: Clock) -> None:
+    """Else the waits would look shorter the more callers give up."""
+    pool = shop.pool_to(maxsize=1, timeout=Timeout(acquire=2.0), exemplar=lambda: {"trace_id": "in-vain"})
+    failed: list[BaseException] = []
+
+    def acquire() -> None:
+        try:
+            pool.acquire()
+        except AcquireTimeout as fault:
+            failed.append(fault)
+
+    with pool.connection():
+        for seconds in (2.0, 7.0):  # the second one was busy elsewhere when its time was up
+            with running(acquire):
+                wait_until(lambda: pool.stats().waiting == 1)
+                clock.now += seconds
+    assert len(failed) == 2
+    assert number(registry, "pooledhttp_acquire_wait_seconds_sum") == 9.0
+    at_most = {bound: number(registry, "pooledhttp_acquire_wait_seconds_bucket", le=bound)
+               for bound in ("0.001", "1.0", "5.0", "10.0")}  # fmt: skip
+    assert at_most == {"0.001": 1, "1.0": 1, "5.0": 2, "10.0": 3}
+    acquires = by("outcome", registry, "pooledhttp_acquires_total")
+    assert acquires == {"opened": 1, "timeout": 2}
+    assert exemplars(registry, "pooledhttp_acquire_wait_seconds").keys() == {"5.0", "10.0"}
+
+
+def test_acquire_that_does_not_wait_at_all_has_no_wait(shop: Shop, registry: CollectorRegistry) -> None:
+    """It would be a quick one among those that are waited for."""
+    pool = shop.pool_to(maxsize=1, timeout=Timeout(acquire=0))
+    with pool.connection(), pytest.raises(AcquireTimeout):
+        pool.acquire()
+    assert number(registry, "pooledhttp_acquire_wait_seconds_count") == 1  # of the one that was served
+
+
 def test_connections_that_were_opened_are_the_count_of_connect_durations(
     shop: Shop, registry: CollectorRegistry
 ) -> None:

@@ -176,7 +176,7 @@ DISTRIBUTIONS: Final = (
     Distribution(
         "pooledhttp_acquire_wait_seconds",
         attrgetter("wait"),
-        "Waiting for a connection or a slot, connecting not included; no wait falls into the first bucket.",
+        "Waits for a connection or a slot, those in vain too, connecting not included; no wait is in the first bucket.",
     ),
     Distribution("pooledhttp_connection_use_seconds", attrgetter("use"), "From acquire to release."),
     Distribution(
