@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -237,12 +237,7 @@ class HistogramStats(Frozen):
 
     def __add__(self, other: HistogramStats) -> HistogramStats:
         """Return the two together; the bounds must be the same."""
-        return HistogramStats(
-            bounds=self.bounds,
-            counts=tuple(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)),
-            sum=self.sum + other.sum,
-            exemplars=_latest(self.exemplars + other.exemplars),
-        )
+        return _histograms_together([self, other])
 
     def quantile(self, q: float) -> float:
         """Estimate the q-quantile (0 to 1) in seconds, linear within a bucket; 0.0 when empty.
@@ -413,29 +408,7 @@ class PoolStats(Frozen):
 
     def __add__(self, other: PoolStats) -> PoolStats:
         """Return the two pools as one: sums, but the elder of the two oldest leases."""
-        return PoolStats(
-            name=self.name,
-            maxsize=self.maxsize + other.maxsize,
-            idle=self.idle + other.idle,
-            leased=self.leased + other.leased,
-            opening=self.opening + other.opening,
-            waiting=self.waiting + other.waiting,
-            oldest_lease_seconds=max(self.oldest_lease_seconds, other.oldest_lease_seconds),
-            acquires=_summed(self.acquires, other.acquires),
-            opened=self.opened + other.opened,
-            closed=_summed(self.closed, other.closed),
-            connect_failures=_summed(self.connect_failures, other.connect_failures),
-            stale=_summed(self.stale, other.stale),
-            drains=_summed(self.drains, other.drains),
-            requests=_summed(self.requests, other.requests),
-            retries=_summed(self.retries, other.retries),
-            retries_refused=_summed(self.retries_refused, other.retries_refused),
-            leaked=self.leaked + other.leaked,
-            wait=self.wait + other.wait,
-            use=self.use + other.use,
-            connect=self.connect + other.connect,
-            request=self.request + other.request,
-        )
+        return together([self, other])
 
 
 def _stats_of(values: dict[str, Any]) -> PoolStats:
@@ -445,12 +418,70 @@ def _stats_of(values: dict[str, Any]) -> PoolStats:
     return PoolStats(**frozen)
 
 
+# What users see are plain strings, which print as such: made once, since there are many in each snapshot.
+_PLAIN: Mapping[str, str] = {
+    member: str(member)
+    for kind in (
+        AcquireOutcome,
+        CloseReason,
+        ConnectFailure,
+        StaleOutcome,
+        DrainOutcome,
+        RequestOutcome,
+        RetryReason,
+        RetryRefusal,
+    )
+    for member in kind
+}
+
+
 def _frozen(counts: Mapping[_Kind, int]) -> Mapping[str, int]:
-    return MappingProxyType({str(key): count for key, count in counts.items()})
+    return MappingProxyType(dict(zip(map(_PLAIN.__getitem__, counts), counts.values(), strict=True)))
 
 
-def _summed(mine: Mapping[str, int], theirs: Mapping[str, int]) -> Mapping[str, int]:
-    return MappingProxyType({key: count + theirs[key] for key, count in mine.items()})
+def together(parts: Sequence[PoolStats]) -> PoolStats:
+    """Return pools as one: sums, but the eldest of the oldest leases, and the first one's name."""
+    if len(parts) == 1:
+        return parts[0]
+    return PoolStats(
+        name=parts[0].name,
+        maxsize=sum(part.maxsize for part in parts),
+        idle=sum(part.idle for part in parts),
+        leased=sum(part.leased for part in parts),
+        opening=sum(part.opening for part in parts),
+        waiting=sum(part.waiting for part in parts),
+        oldest_lease_seconds=max(part.oldest_lease_seconds for part in parts),
+        acquires=_counts_together([part.acquires for part in parts]),
+        opened=sum(part.opened for part in parts),
+        closed=_counts_together([part.closed for part in parts]),
+        connect_failures=_counts_together([part.connect_failures for part in parts]),
+        stale=_counts_together([part.stale for part in parts]),
+        drains=_counts_together([part.drains for part in parts]),
+        requests=_counts_together([part.requests for part in parts]),
+        retries=_counts_together([part.retries for part in parts]),
+        retries_refused=_counts_together([part.retries_refused for part in parts]),
+        leaked=sum(part.leaked for part in parts),
+        wait=_histograms_together([part.wait for part in parts]),
+        use=_histograms_together([part.use for part in parts]),
+        connect=_histograms_together([part.connect for part in parts]),
+        request=_histograms_together([part.request for part in parts]),
+    )
+
+
+def _counts_together(counts: Sequence[Mapping[str, int]]) -> Mapping[str, int]:
+    """Add counts up by key: all have those of one enumeration, in its order."""
+    sums = map(sum, zip(*(count.values() for count in counts), strict=True))
+    return MappingProxyType(dict(zip(counts[0], sums, strict=True)))
+
+
+def _histograms_together(histograms: Sequence[HistogramStats]) -> HistogramStats:
+    """Add histograms of the same bounds up."""
+    return HistogramStats(
+        bounds=histograms[0].bounds,
+        counts=tuple(map(sum, zip(*(histogram.counts for histogram in histograms), strict=True))),
+        sum=sum(histogram.sum for histogram in histograms),
+        exemplars=_latest(exemplar for histogram in histograms for exemplar in histogram.exemplars),
+    )
 
 
 def freeze(

@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -53,10 +54,12 @@ from pooledhttp.stats import (
     CloseReason,
     ConnectFailure,
     DrainOutcome,
+    Histogram,
     RequestOutcome,
     RetryReason,
     RetryRefusal,
     StaleOutcome,
+    Tally,
 )
 from pooledhttp.testing import (
     Close,
@@ -75,6 +78,7 @@ from pooledhttp.testing import (
     StartTLS,
     Step,
 )
+from tests.waits import BOUND
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -844,6 +848,121 @@ def test_ten_thousand_origins_make_a_hundred_values_of_the_label(registry: Colle
         assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 10_000 - 99
 
 
+def test_threads_that_want_a_new_origin_at_once_fold_one_name(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each makes a pool, and all but one of them are dropped."""
+    threads = 8
+    all_are_made = threading.Barrier(threads)
+
+    class SlowPool(ConnectionPool):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            all_are_made.wait(BOUND)
+
+    with pooledhttp.PoolManager(registry=registry, max_pools=200) as manager, ThreadPoolExecutor(threads) as executor:
+        for at in range(99):
+            manager.pool(f"http://tenant{at}.example/")
+        monkeypatch.setattr("pooledhttp.manager.ConnectionPool", SlowPool)
+        found = set(executor.map(manager.pool, ["http://late.example/"] * threads))
+        assert len(found) == 1
+        assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 1
+
+
+def test_name_is_folded_anew_when_its_pools_were_gone(shop: Shop, registry: CollectorRegistry) -> None:
+    server = shop.server()
+    keepers = [shop.pool(server, name=f"tenant{at}") for at in range(99)]
+    first, second = shop.droppable(server, name="late"), shop.droppable(server, name="late")
+    for dropped in (first, second):
+        assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 1
+        dropped.close()
+    del first, second, dropped
+    assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 1
+    shop.pool(server, name="late")
+    assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 2
+    assert len(keepers) == 99
+
+
+def test_pool_in_which_nothing_happens_is_asked_once(
+    shop: Shop, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = shop.server()
+    quiet, at_work = [shop.pool(server, name=name) for name in ("quiet", "at work")]
+    for pool in (quiet, at_work):
+        pool.request("GET", "/")
+    asked: list[str] = []
+    ask = ConnectionPool.stats_at
+
+    def noted(pool: ConnectionPool, now: float | None) -> PoolStats:
+        asked.append(pool.name)
+        return ask(pool, now)
+
+    monkeypatch.setattr(ConnectionPool, "stats_at", noted)
+    counters(registry)
+    assert sorted(asked) == ["at work", "quiet"]
+    asked.clear()
+    at_work.request("GET", "/")
+    assert by("outcome", registry, "pooledhttp_requests_total", pool="at work") == {"2xx": 2}
+    assert by("outcome", registry, "pooledhttp_requests_total", pool="quiet") == {"2xx": 1}
+    assert set(asked) == {"at work"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pool: pool.request("GET", "/"),
+        lambda pool: pool.resize(3),
+        lambda pool: pool.close(),
+        lambda pool: pool.prune(everything=True),
+        lambda pool: pool.acquire().close(),
+        lambda pool: pool._count_request(RequestOutcome.ERROR, 0.0),
+        lambda pool: pool._exemplify(pool._tally.wait, 2.0),
+        lambda pool: pool._exemplify(pool._tally.request, 2.0),
+    ],
+)
+def test_whatever_changes_a_pool_is_seen_at_the_next_scrape(
+    shop: Shop, registry: CollectorRegistry, change: Callable[[ConnectionPool], object]
+) -> None:
+    pool = shop.pool_to(exemplar=lambda: {"trace_id": "x"})
+    pool.request("GET", "/")
+    list(registry.collect())
+    before = pool.mark()
+    assert pool.mark() == before
+    change(pool)
+    assert pool.mark() != before
+    collector = collector_of(registry)
+    assert isinstance(collector, PoolCollector)
+    shown = collector._fleet.totals().by_label[POOL]
+    assert shown.replace(maxsize=0) == pool.stats().replace(maxsize=0)
+
+
+def test_every_counter_of_a_tally_moves_its_number_of_events() -> None:
+    def counters_of(tally: Tally) -> Iterator[tuple[str, Callable[[], object]]]:
+        for name in Tally.__slots__:
+            counter = getattr(tally, name)
+            if isinstance(counter, dict):
+                for key in counter:
+                    yield name, partial(counter.__setitem__, key, 7)
+            elif isinstance(counter, Histogram):
+                yield name, partial(counter.observe, 0.5)
+            elif isinstance(counter, list):
+                yield name, partial(counter.append, (0.1, True, 200, 0.2))
+            else:
+                yield name, partial(setattr, tally, name, counter + 1)
+
+    seen = set()
+    tally = Tally()
+    for name, move in counters_of(tally):
+        before = tally.events
+        move()
+        assert tally.events > before, name
+        seen.add(name)
+    assert seen == set(Tally.__slots__)
+    before = tally.events
+    tally.sort()
+    assert tally.events >= before
+
+
 def test_name_that_is_no_text_does_not_break_the_exposition(shop: Shop, registry: CollectorRegistry) -> None:
     shop.pool_to(name='a "quote"\n and a lone \udc80 surrogate').request("GET", "/")
     exposition = generate_latest(registry).decode()
@@ -1096,11 +1215,23 @@ def test_pool_whose_clock_fails_is_still_shown_and_hides_no_other(
     for _ in range(2):
         broken.request("GET", "/")
     sound.request("GET", "/")
+    locked: list[bool] = []
+    sort = Tally.sort
+
+    def noted(tally: Tally) -> None:
+        if tally is broken._tally:
+            locked.append(broken._lock.locked())
+        sort(tally)
+
+    monkeypatch.setattr(Tally, "sort", noted)
     with broken.connection():
         before = counters(registry)
+        locked.clear()
         with monkeypatch.context() as patch:
             patch.setattr(broken, "_clock", fail)
             assert falls(before, counters(registry)) == {}
+            assert locked
+            assert all(locked)
             assert by("outcome", registry, "pooledhttp_requests_total", pool="sound") == {"2xx": 1}
     assert broken.request("GET", "/").data == b"ok"
 

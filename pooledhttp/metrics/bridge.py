@@ -291,8 +291,15 @@ class Bridge:
 
     # --- forks --------------------------------------------------------------------------------------------
     #
-    # Several threads may fork at the same time, each with its own calls of these three; what an exception of a signal's
-    # handler does here, the interpreter shows, and forks.
+    # Several threads may fork at the same time, each with its own calls of these three, and one thread may by itself:
+    #
+    #     fork: _before_fork takes the lock (once)
+    #         a signal comes; its handler forks: _before_fork takes the lock again (twice, it is reentrant)
+    #         the inner child: _begin_anew; the inner parent: _after_fork_in_parent gives back what it took (once)
+    #     fork goes on: its child, its parent, which gives back the rest
+    #
+    # So what was taken is noted for each fork, the innermost last, by thread.  What an exception of a signal's handler
+    # does here, the interpreter shows, and forks.
 
     def _before_fork(self) -> None:
         """Stop the thread: a child would inherit the locks that it holds, and Python warns of forks beside threads."""

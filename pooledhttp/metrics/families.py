@@ -198,6 +198,6 @@ POOLS: Final = Single(Kind.GAUGE, "pooledhttp_pools", "Pools that are open.")
 OVERFLOW: Final = Single(
     Kind.COUNTER,
     "pooledhttp_label_overflow_total",
-    f"Pools shown as {OVERFLOW_LABEL}, because there were too many names.",
+    f"Names of pools that are shown as {OVERFLOW_LABEL}, because there were too many.",
 )
 BUILD_INFO: Final = Single(Kind.GAUGE, "pooledhttp_build_info", "The version of pooledhttp; always 1.")

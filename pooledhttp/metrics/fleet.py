@@ -4,17 +4,21 @@ Its rule: a counter never goes down, whatever becomes of its pool.  So a pool is
 when the pool is gone, the tally is added to what its label has retired.
 
 The fleet's lock is never held while a pool's is taken: copy the list under it, then ask.
+
+A pool in which nothing has happened is not asked again: many processes look once a second, and most pools of a process
+that has thousands are quiet.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from pooledhttp.stats import AcquireOutcome, CloseReason, PoolStats, Tally, freeze
+from pooledhttp.stats import AcquireOutcome, CloseReason, PoolStats, Tally, freeze, together
 
 from .families import DISTRIBUTIONS, OVERFLOW_LABEL
 
@@ -26,6 +30,9 @@ _FIRST_SWEEP: Final = 64
 # Names are label values, and a label value costs about 100 series for the life of the process: tenants' host names must
 # not fill the server's memory.  Names are counted, not pools, and none is ever forgotten.
 MOST_NAMES: Final = 99  # and the overflow label: a hundred values
+# So many pools of a label are remembered as one sum.  The more, the less memory; but one that changes has the others of
+# its block asked, too.
+_BLOCK: Final = 8
 
 
 class LabelNames(Protocol):
@@ -65,7 +72,7 @@ class Totals:
         by_label: Their numbers, those of one label added up.
         sums: Of the histograms, by metric and label, none less than it was before.
         open_pools: How many pools are open.
-        folded: How many pools have shared the overflow label so far.
+        folded: How many names have had to share the overflow label so far.
     """
 
     by_label: Mapping[str, PoolStats]
@@ -81,17 +88,32 @@ class _Watched:
     pool: weakref.ref[ConnectionPool]
     tally: Tally
     label: str
+    folded: str  # the name that has become the overflow label; "": none
+    block: int  # of those of its label
     reused: int = 0  # the most acquires of this outcome that were shown; guarded by the fleet's lock
 
     def remains(self) -> PoolStats:
         """Return what a pool that is gone leaves behind."""
-        stats = freeze(self.tally, name=self.label)
+        stats = freeze(self.tally, name=self.label)  # nobody else changes it any more
         # Leases that lasted were shown as reused acquires, and nobody is left to count their end.
         acquires = {**stats.acquires, AcquireOutcome.REUSED: max(stats.acquires[AcquireOutcome.REUSED], self.reused)}
         # Its idle connections died with it, and those on lease are no pool's any more.
         closed = dict(stats.closed)
         closed[CloseReason.POOL_CLOSED] += max(stats.opened - sum(closed.values()), 0)
         return stats.replace(acquires=acquires, closed=closed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Some pools of one label as they were seen last.
+
+    Attributes:
+        marks: Who they are, and what tells that nothing has happened in them since.
+        stats: Their sum.
+    """
+
+    marks: tuple[tuple[_Watched, object], ...]
+    stats: PoolStats
 
 
 class Fleet:
@@ -109,19 +131,26 @@ class Fleet:
         self._watched: dict[_Watched, None] = {}  # in the order of watching
         self._retired: dict[str, PoolStats] = {}  # what the pools that are gone have left, by label
         self._sums: dict[tuple[str, str], float] = {}  # the histograms' sums as they were shown last
-        self._folded = 0  # pools that share the overflow label
+        self._blocks: dict[tuple[str, int], _Block] = {}  # what is remembered, replaced as a whole
+        self._made: Counter[str] = Counter()  # pools by label, those that are gone included
+        self._folded = 0  # names that share the overflow label
+        self._folded_now: Counter[str] = Counter()  # pools by such a name, as long as they are watched
         self._sweep_at = _FIRST_SWEEP
 
     def watch(self, pool: ConnectionPool, tally: Tally) -> str:
         """Count a pool in from now on; return its label."""
         # A name with a lone surrogate would break the whole exposition, not just its line.
         label = pool.name.encode("utf-8", "replace").decode("utf-8")
-        is_folded = not self._names.admit(label)  # may wait for another process, so it is not under the lock
-        if is_folded:
-            label = OVERFLOW_LABEL
+        # May wait for another process, so it is not under the lock.
+        label, folded = (label, "") if self._names.admit(label) else (OVERFLOW_LABEL, label)
         with self._lock:
-            self._folded += is_folded
-            self._watched[_Watched(weakref.ref(pool), tally, label)] = None
+            if folded:
+                # Threads that ask a manager for a new origin at once make a pool each, of which one is kept.
+                self._folded += not self._folded_now[folded]
+                self._folded_now[folded] += 1
+            block = self._made[label] // _BLOCK
+            self._made[label] += 1
+            self._watched[_Watched(weakref.ref(pool), tally, label, folded, block)] = None
             due = list(self._watched) if len(self._watched) >= self._sweep_at else []
         if due:
             # Outside the lock: looking may make us the last to hold a pool, and it would be taken down right here.
@@ -137,6 +166,7 @@ class Fleet:
             watched.reused = 0  # the pools set their tallies to zero themselves
         self._retired = {}
         self._sums = {}
+        self._blocks = {}
         self._folded = 0
 
     def has_counted(self) -> bool:
@@ -152,21 +182,36 @@ class Fleet:
         self._retire([watched for watched, pool in pools if pool is None])
         with self._lock:
             # The living cannot be among them: they are held until the end of this call.
-            by_label = dict(self._retired)
+            parts = {label: [stats] for label, stats in self._retired.items()}
             folded = self._folded
+            before = self._blocks
+        members: dict[tuple[str, int], list[tuple[_Watched, ConnectionPool]]] = {}
         open_pools = 0
         for watched, pool in pools:
             if pool is not None:
                 open_pools += not pool.is_closed
-                _add(by_label, watched.label, self._ask(pool, watched))
+                members.setdefault((watched.label, watched.block), []).append((watched, pool))
+        blocks = {key: self._look(pools_of_it, before.get(key)) for key, pools_of_it in members.items()}
+        for (label, _), block in blocks.items():
+            parts.setdefault(label, []).append(block.stats)
+        self._blocks = blocks
+        by_label = {label: together(stats) for label, stats in parts.items()}
         return Totals(by_label, self._raise_sums(by_label), open_pools, folded)
+
+    def _look(self, members: list[tuple[_Watched, ConnectionPool]], before: _Block | None) -> _Block:
+        """Return a block as it is now: the same one if nothing has happened in it."""
+        # Before they are asked: what happens in between changes the mark that is taken next.
+        marks = tuple((watched, pool.mark()) for watched, pool in members)
+        if before is not None and before.marks == marks:
+            return before
+        return _Block(marks, together([self._ask(pool, watched) for watched, pool in members]))
 
     def _ask(self, pool: ConnectionPool, watched: _Watched) -> PoolStats:
         """Return a living pool's numbers."""
         try:
             stats = pool.stats()
         except Exception:  # noqa: BLE001  # a pool may have its user's clock; one that fails must not blind the others
-            stats = freeze(watched.tally, name=watched.label)
+            stats = pool.stats_at(None)
         if pool.is_closed:
             stats = stats.replace(maxsize=0)
         # This counter holds leases under way.  One that is interrupted while it begins ends up in another outcome.
@@ -183,6 +228,10 @@ class Fleet:
             for watched in gone:
                 if watched in self._watched:  # else another thread was first
                     del self._watched[watched]
+                    if watched.folded:
+                        left = self._folded_now.pop(watched.folded) - 1
+                        if left:
+                            self._folded_now[watched.folded] = left
                     _add(self._retired, watched.label, watched.remains())
             self._sweep_at = max(_FIRST_SWEEP, 2 * len(self._watched))
 
