@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -558,49 +558,111 @@ def test_gunicorn_loses_no_more_than_the_last_second_of_a_worker_that_is_killed(
     assert own.scrapes > 10
 
 
-def test_celery_loses_no_more_than_the_last_second_of_a_process_that_is_killed(
-    scripted_server: ServerFactory, folder: Path, tmp_path: Path
+@pytest.mark.parametrize("has_hooks", [True, False])
+def test_hooks_of_the_example_do_what_an_end_without_atexit_leaves_undone(
+    server: ScriptedServer, folder: Path, tmp_path: Path, has_hooks: bool
 ) -> None:
-    def answer(peer: Peer) -> None:
-        while True:
-            if peer.read_request().target.startswith("/stall/"):
-                peer.read_to_end()
-                return
-            peer.send(Respond(body=b"hello").encode())
+    listening = tmp_path / "listening"
+    environment = {
+        "UPSTREAM": f"{server.host}:{server.port}",
+        "PROMETHEUS_MULTIPROC_DIR": str(folder),
+        "BIND": f"unix:{listening}",
+        "HOOKS": "yes" if has_hooks else "no",
+    }
+    arguments = ["--config=tests/apps/gunicorn_example.py", "--chdir=examples/gunicorn",
+                 f"--worker-tmp-dir={tmp_path}", "app:app"]  # fmt: skip
+    served: Counter[str] = Counter()
+    with program("gunicorn", *arguments, home=tmp_path, **environment) as (process, log):
+        wait_until(lambda: log.read_text().count("Booting worker") == 4)
 
-    server = scripted_server(default=answer, timeout=BOUND)
-    broker = tmp_path / "broker"
+        def is_at_work() -> bool:
+            with ConnectionPool("gunicorn", uds=str(listening), timeout=BOUND, registry=None) as front:
+                served[front.request("GET", "/").headers["X-Worker"]] += 1
+            return len(served) > 1 and min(served.values()) > 4
+
+        wait_until(is_at_work)
+        process.terminate()
+        assert process.wait(BOUND) == 0
+    plain = CollectorRegistry()
+    MultiProcessCollector(plain, str(folder))
+    shown = Watcher(lambda: generate_latest(plain).decode()).look()
+    if has_hooks:
+        assert requests_of(shown) == served.total()
+        assert limit_of(shown) == 0  # of the master
+    else:
+        assert requests_of(shown) < served.total()
+        assert limit_of(shown) == 4 * len(served)
+
+
+@contextlib.contextmanager
+def celery(
+    server: ScriptedServer, folder: Path, home: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], Path, ConnectionPool]]:
+    """Run the example with load; give its parent, the file that ends the load, and a pool for its /metrics."""
+    broker, stop, host, port = home / "broker", home / "stop", "127.0.0.1", free_port()
     broker.mkdir()
     environment = {
         "UPSTREAM": f"{server.host}:{server.port}",
         "PROMETHEUS_MULTIPROC_DIR": str(folder),
         "BROKER": str(broker),
-        "TASKS": "40",
-        "METRICS": f"127.0.0.1:{free_port()}",
+        "STOP": str(stop),
+        "CHAINS": "8",
+        "METRICS": f"{host}:{port}",
     }
     arguments = ["worker", "--pool=prefork", "--concurrency=4", "--loglevel=INFO", "--without-gossip",
                  "--without-mingle", "--without-heartbeat"]  # fmt: skip
-    with program("celery", "--app=tests.apps.celery_example", *arguments, home=tmp_path, **environment) as (
-        process,
-        log,
+    with (
+        program("celery", "--app=tests.apps.celery_example", *arguments, home=home, **environment) as (process, log),
+        ConnectionPool(host, port, timeout=BOUND, registry=None) as front,
     ):
-        host, port = environment["METRICS"].split(":")
-        wait_until(lambda: log.read_text().count("succeeded in") == 40, pause=0.05)
-        with ConnectionPool(host, int(port), timeout=BOUND, registry=None) as front:
-            watcher = Watcher(metrics_of(front))
-            wait_until(lambda: requests_of(watcher.look()) == 40, pause=0.05)
-            at_work = limit_of(watcher.look())
-            assert at_work in {4, 8, 12, 16}  # each process that has had a task, and nobody else
-            # In the midst of a task: one that waits for the next would take celery's own lock along.
-            server.wait_until(lambda: any(request.target != "/" for request in server.requests))
-            victim = next(int(request.target.split("/")[2]) for request in server.requests if request.target != "/")
-            before = children_of(process.pid)
-            assert str(victim) in before
-            os.kill(victim, signal.SIGKILL)
-            wait_until(lambda: limit_of(watcher.look()) == at_work - 4, pause=0.05)
-            wait_until(lambda: len(children_of(process.pid) - before) == 1, pause=0.05)
-            assert requests_of(watcher.look()) == 40
-            assert watcher.fell == []
+        wait_until(lambda: " ready." in log.read_text(), pause=0.05)
+        yield process, stop, front
+
+
+def test_celery_loses_no_more_than_the_last_second_of_a_process_that_is_killed(
+    scripted_server: ServerFactory, folder: Path, tmp_path: Path
+) -> None:
+    answered: Counter[str] = Counter()
+    lock = threading.Lock()
+    may_go_on = threading.Event()
+    may_go_on.set()
+    doomed: list[tuple[str, int]] = []  # a process, and how many answers it still gets
+
+    def answer(peer: Peer) -> None:
+        while True:
+            worker = peer.read_request().target.removeprefix("/")
+            assert may_go_on.wait(BOUND)
+            with lock:
+                if doomed == [(worker, answered[worker])]:
+                    # In the midst of a task: one that waits for the next would take celery's own lock along.
+                    os.kill(int(worker), signal.SIGKILL)
+                    doomed.clear()
+                    return
+                answered[worker] += 1
+            peer.send(Respond(body=b"hello").encode())
+
+    server = scripted_server(default=answer, timeout=BOUND)
+    with celery(server, folder, tmp_path) as (process, stop, front):
+        own = Watcher(scraper_of(folder))
+        with own:
+            wait_until(lambda: len(answered) == 4 and min(answered.values()) > 4, pause=0.05)
+            may_go_on.clear()
+            wait_until(lambda: requests_of(own.look()) == answered.total(), pause=0.05)
+            assert requests_of(Watcher(metrics_of(front)).look()) == answered.total()  # by the parent, for all of them
+            assert limit_of(own.look()) == 16
+            victim = min(answered)
+            lost_at_most = 3
+            exact = answered.total()
+            with lock:
+                doomed.append((victim, answered[victim] + lost_at_most))
+            may_go_on.set()
+            wait_until(lambda: not doomed, pause=0.05)
+            wait_until(lambda: len(answered) == 5 and min(answered.values()) > 4, pause=0.05)  # its successor works
+            wait_until(lambda: limit_of(own.look()) == 16, pause=0.05)
+            assert holds_port(process.pid, front.port)
+            assert not any(holds_port(int(worker), front.port) for worker in answered if worker != victim)
+            stop.touch()
+            wait_until(lambda: requests_of(own.look()) >= answered.total() - lost_at_most, pause=0.05)
         process.terminate()
         try:
             assert process.wait(BOUND / 2) == 0
@@ -608,14 +670,39 @@ def test_celery_loses_no_more_than_the_last_second_of_a_process_that_is_killed(
             # celery itself, after the death of one of its processes: rarely, and then for ever.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(BOUND)
+    after = own.look()
+    assert exact < answered.total() - lost_at_most <= requests_of(after) <= answered.total()
+    assert limit_of(after) in {None, 0}
+    assert own.fell == []
+    assert own.scrapes > 10
+
+
+def test_celery_loses_nothing_at_its_end_and_comes_to_it(
+    scripted_server: ServerFactory, folder: Path, tmp_path: Path
+) -> None:
+    server = scripted_server(default=ANSWERS, timeout=BOUND)
+    with celery(server, folder, tmp_path) as (process, stop, _):
+        server.wait_until(lambda: len(server.requests) > 50)
+        stop.touch()
+        process.terminate()
+        assert process.wait(BOUND) == 0
     after = Watcher(scraper_of(folder)).look()
-    assert requests_of(after) == len(server.requests) - 1 == 40
+    assert requests_of(after) == len(server.requests) > 50
     assert limit_of(after) in {None, 0}
 
 
-def children_of(process: int) -> set[str]:
-    threads = Path(f"/proc/{process}/task").iterdir()
-    return {child for thread in threads for child in (thread / "children").read_text(encoding="ascii").split()}
+def holds_port(process: int, port: int) -> bool:
+    """Tell whether a process has the socket that listens there; only Linux tells."""
+    if not Path("/proc/net/tcp").exists():
+        pytest.skip("only Linux tells who listens")
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")}
+    assert listening
+    held = set()
+    for path in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            held.add(str(path.readlink()))
+    return bool(held & listening)
 
 
 def free_port() -> int:

@@ -30,10 +30,11 @@ def fetch(path):
 def serve_metrics(**_):
     """Serve /metrics for all processes of this worker, from their parent."""
     host, _, port = os.environ.get("METRICS", "127.0.0.1:9100").rpartition(":")
-    start_http_server(int(port), host, registry=multiprocess_registry())
+    server, _ = start_http_server(int(port), host, registry=multiprocess_registry())
+    os.register_at_fork(after_in_child=server.server_close)  # a child that outlives this process would keep the port
 
 
 @worker_process_shutdown.connect
 def write_down(**_):
-    """Write down what this process has counted since the last second."""
+    """Write down what this process has counted since the last second; it would do so itself, unless it is cut short."""
     flush()

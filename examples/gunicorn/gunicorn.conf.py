@@ -14,7 +14,7 @@ preload_app = True
 
 
 def worker_exit(server, worker):
-    """Write down what the worker has counted since the last second; runs in the worker."""
+    """Write down what the worker has counted since the last second, however it ends behind this; runs in the worker."""
     from pooledhttp.metrics import flush
 
     flush()

@@ -1,6 +1,7 @@
-"""The example of a celery service, with folders for a broker, and tasks that it sends itself when it is ready.
+"""The example of a celery service, with folders for a broker, and load that it makes itself when it is ready.
 
-Environment: BROKER is a folder, TASKS how many; and what the example takes.
+Environment: BROKER is a folder, CHAINS how many tasks are under way at a time, each of which sends the next one until
+there is a file STOP; and what the example takes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from celery.signals import worker_ready
 
 FOLDER = os.environ["BROKER"]
+STOP = Path(os.environ["STOP"])
 os.environ["BROKER"] = "filesystem://"
 example = Path(__file__).resolve().parents[2] / "examples" / "celery" / "tasks.py"
 spec = importlib.util.spec_from_file_location("tasks", example)
@@ -30,14 +32,15 @@ app.conf.update(
 
 
 @app.task
-def stall() -> None:
-    """Ask for what never comes."""
-    tasks.upstream.request("GET", f"/stall/{os.getpid()}", timeout=60.0)
+def chain() -> None:
+    """Do the example's task, with this process in its path, and send the next one."""
+    tasks.fetch(f"/{os.getpid()}")
+    if not STOP.exists():
+        chain.delay()
 
 
 @worker_ready.connect
 def begin(**_: object) -> None:
-    """Send the tasks, and one in which its process can be killed."""
-    for _number in range(int(os.environ["TASKS"])):
-        tasks.fetch.delay("/")
-    stall.delay()
+    """Begin the load."""
+    for _number in range(int(os.environ["CHAINS"])):
+        chain.delay()
