@@ -777,6 +777,25 @@ def test_process_that_is_not_called_by_its_number_is_in_the_gauges(folder: Path,
     assert run(program, folder, server.port) == "True 3.0 1.0\nTrue 3.0 2.0\n"
 
 
+def test_file_that_is_read_while_it_grows_does_not_spoil_the_scrape(
+    folder: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its length and its content are two steps; prometheus_client calls it damaged."""
+    run('ConnectionPool("127.0.0.1", int(sys.argv[1]), name="p").request("GET", "/")', folder, server.port)
+    (growing,) = folder.glob("counter_*.db")
+    merge, whole = MultiProcessCollector.merge, growing.read_bytes()
+    growing.write_bytes(struct.pack("i", 16) + bytes(4) + struct.pack("i", 1000) + bytes(4))
+
+    def grown(files: list[str], accumulate: bool = True) -> object:
+        try:
+            return merge(files, accumulate)
+        finally:
+            growing.write_bytes(whole)
+
+    monkeypatch.setattr(MultiProcessCollector, "merge", staticmethod(grown))
+    assert scraped(folder)("pooledhttp_requests_total", pool="p", outcome="2xx") == 1
+
+
 def test_file_that_is_broken_is_told(folder: Path, server: ScriptedServer) -> None:
     registry = multiprocess_registry(str(folder))
     (folder / "counter_1.db").write_bytes(b"x")

@@ -56,10 +56,11 @@ class _Everybody(Collector):
         """Return the families of all processes.
 
         Raises:
-            OSError, struct.error: The files cannot be read.
+            OSError, struct.error, RuntimeError: The files cannot be read; the last is prometheus_client's word for one
+                that is damaged.
         """
         for _ in range(_ATTEMPTS - 1):
-            with contextlib.suppress(OSError, struct.error):
+            with contextlib.suppress(OSError, struct.error, RuntimeError):
                 return self._merged()
         return self._merged()
 
