@@ -17,10 +17,13 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -601,6 +604,81 @@ def _crowd(call: Callable[[], float], *, seconds: float) -> dict[str, float]:
     }
 
 
+# --- a scrape ---------------------------------------------------------------------------------------------------------
+
+_FEW_AND_MANY: Final = (1, 100)
+
+
+def _scraping(setting: Setting) -> Outcome:
+    """Ask pools for their numbers: what is ours of it, the whole text, and the text of several processes."""
+    library, client = importlib.import_module("pooledhttp"), importlib.import_module("prometheus_client")
+    outcome = Outcome(base="1 pool, collect()", is_pinned=cores().client is not None)
+    cases: dict[str, Case] = {}
+    kept: list[object] = []
+    with tempfile.TemporaryDirectory() as folder, pinned(cores().client):
+        for count in _FEW_AND_MANY:
+            registry = client.CollectorRegistry()
+            pools = [library.ConnectionPool(f"origin-{number}", registry=registry) for number in range(count)]
+            kept += pools
+            collector = importlib.import_module("pooledhttp.metrics").collector_of(registry)
+            files = Path(folder, str(count))
+            files.mkdir()
+            _make_pools_of_many_processes(files, count)
+            everybody = importlib.import_module("pooledhttp.metrics").multiprocess_registry(str(files))
+            name = f"{count} pool{'s' * (count > 1)}"
+            cases |= {
+                f"{name}, collect()": _after_a_request(pools, partial(_collect, collector)),
+                f"{name}, generate_latest()": _after_a_request(pools, partial(client.generate_latest, registry)),
+                f"{name}, generate_latest(), files of a process": _again(partial(client.generate_latest, everybody)),
+            }
+        measured = interleave(cases, rounds=setting.rounds, seconds=0.3 * setting.pace)
+    outcome.missing = measured.failed
+    for name, rounds in measured.rounds.items():
+        taken = [(each.cpu, each.wall) for each in rounds]
+        outcome.cases[name] = Result(group=Group.OURS.value, rounds=taken)
+    return outcome
+
+
+def _collect(collector: Any) -> None:
+    deque(collector.collect(), maxlen=0)
+
+
+def _again(call: Callable[[], object]) -> Case:
+    def repeat(count: int) -> None:
+        for _ in range(count):
+            call()
+
+    return repeat
+
+
+def _after_a_request(pools: list[Any], call: Callable[[], object]) -> Case:
+    """Have something to say about every pool each time: one in which nothing has happened is not asked again."""
+
+    def repeat(count: int) -> None:
+        for _ in range(count):
+            for pool in pools:
+                pool._tally.finished.append((0.01, True, 200, 0.01))
+            call()
+
+    return repeat
+
+
+def _make_pools_of_many_processes(folder: Path, count: int) -> None:
+    """Leave what a process with so many pools writes down."""
+    program = (
+        "import sys, pooledhttp, pooledhttp.metrics\n"
+        "pools = [pooledhttp.ConnectionPool(f'origin-{number}') for number in range(int(sys.argv[1]))]\n"
+        "assert pooledhttp.metrics.flush(60)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program, str(count)],
+        cwd=_ROOT,
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
+        check=True,
+        timeout=_START_SECONDS,
+    )
+
+
 # --- import -----------------------------------------------------------------------------------------------------------
 
 
@@ -720,6 +798,7 @@ _EVERY: Final = (
         unit="us",
         run=Exchange(clients=(OurPool, OurPoolWithoutMetrics), base=OurPoolWithoutMetrics, seconds=0.2),
     ),
+    Scenario(name="scrape", title="A scrape of pools that have each had a request", unit="ms", run=_scraping),
     Scenario(
         name="deadline",
         title="Small GET, total deadline on against off",

@@ -206,6 +206,19 @@ def test_quick_run_against_the_embedded_server_measures_from_end_to_end(tmp_path
     assert stored.with_suffix(".svg").exists()
 
 
+def test_scrape_is_measured_for_one_pool_and_for_many_alone_and_of_many_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--embedded", "--quick", "--rounds", "1", "--only", "scrape"]
+    done = subprocess.run(
+        [*command, "--results", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=BOUND
+    )
+    assert done.returncode == 0, done.stderr
+    (stored,) = tmp_path.glob("*.json")
+    found = json.loads(stored.read_text(encoding="utf-8"))["scenarios"]["scrape"]
+    ways = ("collect()", "generate_latest()", "generate_latest(), files of a process")
+    assert found["cases"].keys() == {f"{pools}, {way}" for pools in ("1 pool", "100 pools") for way in ways}
+    assert found["missing"] == {}
+
+
 def test_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path) -> None:
     scratch, results = tmp_path / "scratch", tmp_path / "results"
     scratch.mkdir()

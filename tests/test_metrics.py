@@ -1328,7 +1328,7 @@ def test_description_has_the_families_without_samples(shop: Shop, registry: Coll
     def shape(families: list[Metric]) -> list[tuple[str, str, str]]:
         return [(family.name, family.type, family.documentation) for family in families]
 
-    assert shape(collector.describe()) == shape(collector.collect())
+    assert shape(collector.describe()) == shape(list(collector.collect()))
     assert [family.samples for family in collector.describe() if family.samples] == []
 
 

@@ -142,7 +142,7 @@ class Fleet:
         # A name with a lone surrogate would break the whole exposition, not just its line.
         label = pool.name.encode("utf-8", "replace").decode("utf-8")
         # May wait for another process, so it is not under the lock.
-        label, folded = (label, "") if self._names.admit(label) else (OVERFLOW_LABEL, label)
+        label, folded = (label, "") if self._names.admit(label) else (OVERFLOW_LABEL, pool.name)
         with self._lock:
             if folded:
                 # Threads that ask a manager for a new origin at once make a pool each, of which one is kept.
