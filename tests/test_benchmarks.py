@@ -266,6 +266,14 @@ def test_guard_fails_when_something_costs_more_than_is_stored(now: float, is_goo
     assert word in line
 
 
+@pytest.mark.parametrize(("with_metrics", "is_good", "word"), [(0.2059, True, "ok"), (0.2061, False, "COSTS MORE")])
+def test_guard_compares_metrics_on_with_metrics_off(with_metrics: float, is_good: bool, word: str) -> None:
+    ratios = {"request": 0.2, "request, with metrics": with_metrics}
+    (_, line), verdict = guard.verdicts(ratios, {"request": 0.2})
+    assert verdict is is_good
+    assert line.endswith(word)
+
+
 def test_guard_fails_where_nothing_is_stored() -> None:
     (line,), is_good = guard.verdicts({"request": 0.2}, {})
     assert not is_good
@@ -274,7 +282,7 @@ def test_guard_fails_where_nothing_is_stored() -> None:
 
 def test_what_the_guard_has_stored_is_what_it_counts() -> None:
     for ratios in json.loads(guard.STORED.read_text()).values():
-        assert ratios.keys() == guard.LOOPS.keys() - {guard.REFERENCE}
+        assert ratios.keys() == guard.LOOPS.keys() - {guard.REFERENCE} - guard.WITHIN.keys()
 
 
 @pytest.mark.parametrize("name", guard.LOOPS)
