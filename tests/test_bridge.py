@@ -701,7 +701,9 @@ def test_label_that_cannot_be_introduced_costs_the_others_nothing_and_counts_are
 ) -> None:
     program = """
         import errno
+        from pooledhttp.metrics import flusher
         from pooledhttp.metrics.instruments import Instruments
+        flusher.INTERVAL = 3600  # each look is one of these
         logging.disable()
         port = int(sys.argv[1])
         pool = ConnectionPool("127.0.0.1", port, name="p")
