@@ -54,7 +54,7 @@ else:
 
     class Literal:
         def __class_getitem__(cls, value):
-            return type(value)
+            return type(value[0] if isinstance(value, tuple) else value)
 
     class TypedDict(dict):
         def __init_subclass__(cls, *, total=True):

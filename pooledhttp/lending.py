@@ -496,7 +496,10 @@ class Lender(Ledger):
         # A process whose acquires all fail never dials, and is to be seen all the same.  Whoever is being interrupted
         # starts no thread.
         if self._note_work is not None and isinstance(fault, Exception):
-            self._note_work()
+            try:
+                self._note_work()
+            except Exception:  # noqa: BLE001  # the caller is to hear of what befell him, not of this
+                pass
 
     def _acquire_timeout(self, seconds: float) -> AcquireTimeout:
         """Return the error that says who holds what."""

@@ -24,6 +24,7 @@ from .retry import AS_CONFIGURED, Attempts, Budget, Retry, RetryChoice, is_late_
 from .states import State
 from .stats import OUTCOME_BY_STATUS_CLASS, RequestOutcome, RetryReason, RetryRefusal, Tally
 from .timeouts import LONGEST, Deadline, Timeout, check_seconds, pause
+from .uncut import uncut
 from .upkeep import Upkeep
 
 _Result = TypeVar("_Result")
@@ -599,7 +600,8 @@ def _begin_streamed(conn: HTTPConnection, prepared: PreparedRequest) -> Streamed
 def _watch(pool: ConnectionPool, tally: Tally) -> Callable[[], None] | None:
     """Show the pool's numbers in its registry, where prometheus_client is installed; see `metrics.watch`."""
     try:
-        from .metrics import watch
+        with uncut:  # it imports prometheus_client, which takes long enough for a fork to come between
+            from .metrics import watch
     except ModuleNotFoundError as missing:
         if missing.name != "prometheus_client":
             raise

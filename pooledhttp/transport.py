@@ -33,6 +33,7 @@ from .errors import InvalidResponse, LineTooLong, ReadTimeout, RemoteDisconnecte
 from .hints import Final, Protocol, TypeVar, cast
 from .stats import CloseReason
 from .timeouts import Clock, Deadline, is_wake_up, monotonic
+from .uncut import uncut
 from .wire import Limits, check_unfinished_head, head_end
 
 # What one receive asks for while a head or a short body is expected; a whole small response fits.
@@ -190,6 +191,7 @@ class Transport:
             # Signals are handled in the main thread, and each one restarts a kernel's timer (PEP 475).
             self._arm_read(math.inf)
             self._arm_write(math.inf)
+            self.sock.settimeout(None)  # a borrower may have changed it, too
             self.uses_kernel_timers = False
             self._polls = True
             self._read_limit = self._write_limit = self._read_milliseconds = None
@@ -395,12 +397,15 @@ class Transport:
             os.set_blocking(descriptor, is_blocking)
         return was_blocking
 
-    def wait_to_send(self, *, or_receive: bool, since: float) -> bool:
-        """Wait until there is room to send; return whether something can be received instead.
+    def wait_to_send(self, *, or_receive: bool, since: float | None) -> bool:
+        """Wait until there is much room to send (poll() calls a socket full from two thirds on).
 
         Args:
             or_receive: Whether to listen; without it only room to send ends the wait.
-            since: When the peer took the last byte, on the monotonic clock.
+            since: When the peer took the last byte, on the monotonic clock; ``None``: look, and do not wait.
+
+        Returns:
+            Whether something can be received.
 
         Raises:
             WriteTimeout: The peer took no byte for the write limit.
@@ -422,11 +427,11 @@ class Transport:
         except RuntimeError:  # as in _await_arrival()
             wait = _make_poll(self.sock, _WRITABLE | _READABLE if or_receive else _WRITABLE)
             events = wait(0)
-        while not events:
+        while not events and since is not None:
             events = wait(self._milliseconds_left(since))
-        if not or_receive or not events[0][1] & _READABLE:
+        if not or_receive or not events or not events[0][1] & _READABLE:
             return False
-        if not events[0][1] & _WRITABLE:
+        if since is not None and not events[0][1] & _WRITABLE:
             self._milliseconds_left(since)  # what it says byte by byte is no reason to wait for ever
         return True
 
@@ -979,7 +984,8 @@ def _can_use_kernel_timers(sock: socket.socket) -> bool:
         return False  # signals are handled here, and each one restarts a kernel's timer (PEP 475)
     if not _HAS_KERNEL_TIMERS or type(sock) is not socket.socket or type(sock).__module__ != "socket":
         return False  # TLS, gevent, eventlet: they wait by other means
-    import signal  # here, since it is slow to import, and threads alone get here
+    with uncut:
+        import signal  # here, since it is slow to import, and threads alone get here
 
     # A profiler's interval timer signals more often than the heartbeat and would restart each wait for ever.
     return not any(

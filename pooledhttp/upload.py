@@ -88,7 +88,6 @@ class Upload:
         self._is_tls = transport.is_tls
         self._sent_unheard = _UNHEARD_BYTES  # since the last look for an answer
         self._heard_at = self._taken_at = transport.clock()  # the last look; when the peer took the last byte
-        self._is_late = False  # the write limit is over, and what is sent only fills up what is left of the buffer
         self._is_answered = False
         self._interim_responses = 0
         self._heard = bytearray()  # grows by each segment without being copied; it is given back for the response
@@ -191,25 +190,28 @@ class Upload:
         if not self._can_listen:
             transport.send(data)
             return
+        # Filled first, and waited for afterwards: whatever room there is then has come from the peer.
+        is_full = self._is_tls  # where to send may be to wait, and to hear nothing meanwhile
         while data and not self.is_refused:
             late: TimeoutError | None = None
             try:
-                if self._is_due(transport) and not self._has_room():
+                is_due = is_full or self._is_due(transport)
+                if is_due and self._has_heard(since=self._taken_at if is_full else None):
                     continue
             except TimeoutError as fault:
                 if self._is_tls or not _is_silence(fault):
                     raise
                 late = fault  # poll() tells of much room only: there may be some
-                self._is_late = True
             sent = transport.send_some(data)
             if sent:
                 data = data[sent:]
                 self._sent_unheard += sent
-                self._note_taken()
+                self._taken_at = transport.clock()
+                is_full = self._is_tls
             elif late is not None:
                 raise late
             else:
-                self._sent_unheard = _UNHEARD_BYTES  # there is no room
+                is_full = True
 
     def _send_file(self, file: SizedFile) -> int | None:
         """Have the kernel send the file; ``None`` where that is not possible, before a byte was sent."""
@@ -221,17 +223,17 @@ class Upload:
         self._announce(file.source)
         self._taken_at = transport.clock()
         was_blocking = transport.set_blocking(is_blocking=False)  # sendfile has no MSG_DONTWAIT
+        is_full = False
         try:
             while sent < file.length and not self.is_refused:
                 late: TimeoutError | None = None
                 try:
-                    if not self._has_room():
+                    if self._has_heard(since=self._taken_at if is_full else None):
                         continue
                 except TimeoutError as fault:
                     if not _is_silence(fault):
                         raise
                     late = fault  # as in _send()
-                    self._is_late = True
                 try:
                     count = os.sendfile(
                         transport.fileno(), descriptor, file.start + sent, min(file.length - sent, _SENDFILE_BYTES)
@@ -239,6 +241,7 @@ class Upload:
                 except BlockingIOError:
                     if late is not None:
                         raise late from None
+                    is_full = True
                     continue
                 except OSError as fault:
                     if sent or fault.errno not in _NO_SENDFILE:
@@ -247,8 +250,9 @@ class Upload:
                 if not count:
                     raise file.shrank(file.length - sent)
                 transport.any_sent = True
-                self._note_taken()
+                self._taken_at = transport.clock()
                 sent += count
+                is_full = False
         finally:
             os.close(descriptor)
             transport.set_blocking(is_blocking=was_blocking)
@@ -264,18 +268,12 @@ class Upload:
         self._sent_unheard = 0
         return True
 
-    def _has_room(self) -> bool:
-        """Wait for room to send; return whether there is some, and no reason to stop."""
-        if not self._transport.wait_to_send(or_receive=self._is_listening, since=self._taken_at):
-            self._is_late = False
-            return True
+    def _has_heard(self, *, since: float | None) -> bool:
+        """Wait for room to send, or (`since` is ``None``) only look; return whether the peer has spoken instead."""
+        if not self._transport.wait_to_send(or_receive=self._is_listening, since=since):
+            return False
         self._listen()
-        return False
-
-    def _note_taken(self) -> None:
-        """Begin the write limit anew, unless it is over: then the peer has taken nothing, only its socket here has."""
-        if not self._is_late:
-            self._taken_at = self._transport.clock()
+        return True
 
     def _listen(self) -> None:
         arrived = self._transport.receive_now()

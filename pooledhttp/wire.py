@@ -17,7 +17,7 @@ from http.client import HTTPMessage
 
 from .errors import BadStatusLine, InvalidChunk, InvalidResponse, InvalidURL, LineTooLong
 from .frozen import Frozen
-from .hints import ClassVar, Final
+from .hints import Final
 
 FieldValue = str | bytes | int
 Fields = Sequence[tuple[str | bytes, FieldValue]]
@@ -39,7 +39,8 @@ class Limits(Frozen):
     head_bytes: int = 256 * 1024
     interim_responses: int = 100
     chunk_extension_bytes: int = 65536
-    _harmless_bytes: ClassVar[int]  # in fact of each instance, but derived: no keyword, and not shown
+    # Derived from those, and no keyword: a head up to here need not be held against any of them.
+    _harmless_bytes = 0
 
     def __post_init__(self) -> None:
         for name, value in self.as_dict().items():
@@ -47,7 +48,7 @@ class Limits(Frozen):
                 raise TypeError(f"Limits.{name} must be an int, not {value!r}")
             if value < 1:
                 raise ValueError(f"Limits.{name} must be at least 1, not {value!r}")
-        # A head up to here need not be looked at for any of them: a field takes four bytes at least.
+        # A field takes four bytes at least.
         vars(self)["_harmless_bytes"] = min(4 * self.fields, self.line_bytes, self.head_bytes)
 
 

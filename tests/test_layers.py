@@ -125,7 +125,7 @@ LENDING_MAY_IMPORT = {**LEDGER_MAY_IMPORT, **freely("states", "timeouts", "trans
 # The pool builds the collector on first use; nobody pays for metrics by importing the pool.
 POOL_MAY_IMPORT = {
     **CONN_MAY_IMPORT,
-    **freely("conn", "config", "lending", "upkeep", "retry"),
+    **freely("conn", "config", "lending", "uncut", "upkeep", "retry"),
     **lazily("metrics"),
 }
 
@@ -144,7 +144,7 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "wire": freely("errors", "frozen"),
     "origin": freely("errors", "wire"),
     "request": freely("wire"),
-    "transport": freely("errors", "stats", "timeouts", "wire"),
+    "transport": freely("errors", "stats", "timeouts", "uncut", "wire"),
     "dial": freely("errors", "frozen", "timeouts", "origin", "uncut", "forking"),
     "response": freely("errors", "frozen", "wire", "transport"),
     "tunnel": freely("errors", "timeouts", "wire", "request", "transport", "response"),
@@ -165,7 +165,7 @@ ROOMS: dict[str, Mapping[str, When]] = {
     "pool": POOL_MAY_IMPORT,
     "manager": {**POOL_MAY_IMPORT, **freely("forking", "capacity", "pool")},
     "metrics": {
-        **freely("log", "metrics.collector"),
+        **freely("log", "uncut", "metrics.collector"),
         **lazily("metrics.bridge", "metrics.names", "metrics.everybody"),
         **typing_only("stats", "pool", "manager"),
     },

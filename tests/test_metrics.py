@@ -78,6 +78,7 @@ from pooledhttp.testing import (
     StartTLS,
     Step,
 )
+from tests.apps.children import in_child
 from tests.waits import BOUND
 
 if TYPE_CHECKING:
@@ -880,6 +881,25 @@ def test_name_is_folded_anew_when_its_pools_were_gone(shop: Shop, registry: Coll
     assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 1
     shop.pool(server, name="late")
     assert number(registry, "pooledhttp_label_overflow_total", pool=None) == 2
+    assert len(keepers) == 99
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+def test_name_that_was_folded_in_the_parent_is_folded_anew_in_a_child(shop: Shop, registry: CollectorRegistry) -> None:
+    server = shop.server()
+    keepers = [shop.pool(server, name=f"tenant{at}") for at in range(99)]
+    gone = shop.droppable(server, name="late")
+    gone.close()
+    del gone
+
+    def fold() -> tuple[float, float]:
+        before = number(registry, "pooledhttp_label_overflow_total", pool=None)
+        kept = shop.droppable(server, name="late")
+        after = number(registry, "pooledhttp_label_overflow_total", pool=None)
+        kept.close()
+        return before, after
+
+    assert in_child(fold) == (0, 1)
     assert len(keepers) == 99
 
 

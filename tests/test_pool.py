@@ -62,7 +62,7 @@ from pooledhttp.testing import (
     StartTLS,
     keep_alive_script,
 )
-from pooledhttp.transport import Transport
+from pooledhttp.transport import Transport, main_thread
 
 BOUND = 10.0
 PATIENT = Timeout(acquire=BOUND, connect=BOUND, read=BOUND, write=BOUND)
@@ -246,6 +246,28 @@ def test_limits_that_a_borrower_set_do_not_outlive_its_lease(
     with pool.connection() as conn:
         assert conn.sock.gettimeout() != 0.001
         exchange(conn)
+    finish(pool)
+
+
+@pytest.mark.parametrize("seconds", [0.3, BOUND])
+def test_timeout_that_a_borrower_set_in_a_thread_does_not_outlive_its_lease_in_the_main_thread(
+    seconds: float, scripted_server: ServerFactory, make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = scripted_server([*ANSWER, *ANSWER, ExpectHead(), KeepOpen()], default=ANSWERS)
+    pool = make_pool(server, maxsize=1)
+
+    def borrow() -> None:
+        with pool.connection() as conn:
+            exchange(conn)
+            conn.sock.settimeout(seconds)
+
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(borrow).result(BOUND)
+    monkeypatch.setattr(main_thread, "ident", threading.get_ident())  # the tests may run in another one
+    monkeypatch.setattr(main_thread, "thread", threading.current_thread())
+    assert pool.request("GET", "/", timeout=BOUND).data == b"hello"
+    with pytest.raises(TotalTimeout, match=r"total of 0\.40 s"):
+        pool.request("POST", "/", timeout=0.4)
     finish(pool)
 
 

@@ -18,6 +18,7 @@ import lzma
 import mmap
 import os
 import random
+import socket
 import ssl
 import tarfile
 import tempfile
@@ -1322,6 +1323,42 @@ def test_peer_that_stops_reading_and_says_nothing_is_a_timeout(kind: str, line: 
     line.stopped.set()
     assert server.peer().ended.wait(BOUND)
     finish(conn)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "file", "blocks"])
+def test_peer_that_reads_slowly_but_steadily_is_none_that_takes_nothing(kind: str, tmp_path: Path) -> None:
+    content, slowly = bytes(1_000_000), 600_000
+    with socket.socket() as listener, ThreadPoolExecutor(1) as executor:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def read_slowly() -> int:
+            peer, _ = listener.accept()
+            pace, received = threading.Event(), 0
+            with peer:
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += peer.recv(1)
+                while received < len(content):
+                    received += len(peer.recv(10_000))
+                    if received < slowly:
+                        pace.wait(0.05)  # 200 kB a second: in the write limit less than poll() calls room
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            return received
+
+        reading = executor.submit(read_slowly)
+        conn = HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=BOUND)
+        conn.connect()
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 * 1024)
+        conn.sock.settimeout(0.5)
+        with file_at(tmp_path, content).open("rb") as file:
+            bodies: dict[str, Any] = {"bytes": content, "file": file, "blocks": (content[:8000] for _ in range(125))}
+            conn.request("POST", "/upload", bodies[kind], {"Content-Length": str(len(content))})
+        conn.sock.settimeout(BOUND)
+        assert conn.getresponse().status == 200
+        assert reading.result(BOUND) == len(content)
+        conn.close()
 
 
 @pytest.mark.parametrize("blocksize", [1000, 8192])

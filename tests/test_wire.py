@@ -35,6 +35,7 @@ from pooledhttp.wire import (
     request_head,
     split_fields,
     to_message,
+    usual_head,
 )
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -624,6 +625,16 @@ def test_limit_is_at_least_one(name: str) -> None:
         with pytest.raises(ValueError, match=f"Limits.{name} must be at least 1, not {wrong}"):
             Limits(**{name: wrong})
     assert getattr(Limits(**{name: 1}), name) == 1
+
+
+def test_limits_that_are_checked_in_another_way_hold_all_the_same() -> None:
+    class Lenient(Limits):
+        def __post_init__(self) -> None:
+            """Check nothing."""
+
+    response = b"HTTP/1.1 200 OK\r\nA: b\r\nC: d\r\nContent-Length: 0\r\n\r\n"
+    assert usual_head(response, "GET", Lenient(fields=3)) is not None
+    assert usual_head(response, "GET", Lenient(fields=2)) is None
 
 
 # --- a head that has not arrived whole --------------------------------------------------------------------------------

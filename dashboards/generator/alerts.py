@@ -350,8 +350,8 @@ def _watching(t: Thresholds) -> list[Alert]:
                 """,
             lasting="",
             summary="{{ $labels.job }} has more pools than names for them.",
-            description='About {{ $value | printf "%.0f" }} pools of the last 15 minutes were shown together as '
-            "_other: numbers by pool are no longer complete.",
+            description='About {{ $value | printf "%.0f" }} names of pools of the last 15 minutes were shown together '
+            "as _other: numbers by pool are no longer complete.",
             dashboard=_OVERVIEW,
         ),
         # No configuration needed: a job that had the metrics an hour ago is one that should have them.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from prometheus_client import REGISTRY, CollectorRegistry, values
 
 from pooledhttp import log
+from pooledhttp.uncut import uncut
 
 from .collector import PoolCollector
 
@@ -163,8 +164,9 @@ def _the_bridge() -> Bridge:
     global _bridge  # noqa: PLW0603  # the files are the process's, and so is the bridge
     with _lock:
         if _bridge is None:
-            from .bridge import Bridge
-            from .names import SharedNames
+            with uncut:
+                from .bridge import Bridge
+                from .names import SharedNames
 
             folder = _folder()
             _bridge = Bridge(SharedNames(folder), folder, is_child=_is_child)

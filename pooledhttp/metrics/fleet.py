@@ -168,6 +168,7 @@ class Fleet:
         self._sums = {}
         self._blocks = {}
         self._folded = 0
+        self._folded_now = Counter(watched.folded for watched in self._watched if watched.folded)
 
     def has_counted(self) -> bool:
         """Whether any pool has anything to show but zeros, or may have; as far as can be seen without their locks."""
@@ -229,7 +230,7 @@ class Fleet:
                 if watched in self._watched:  # else another thread was first
                     del self._watched[watched]
                     if watched.folded:
-                        left = self._folded_now.pop(watched.folded) - 1
+                        left = self._folded_now.pop(watched.folded, 1) - 1
                         if left:
                             self._folded_now[watched.folded] = left
                     _add(self._retired, watched.label, watched.remains())
