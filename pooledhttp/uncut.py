@@ -43,7 +43,7 @@ class _Uncut:
             end = time.monotonic() + _PATIENCE
             while time.monotonic() < min(end, max(list(self._forks.values()), default=0.0)):
                 self._depths.pop(thread, None)
-                time.sleep(_LOOK)
+                time.sleep(_LOOK)  # to be woken would take a lock, which a child could inherit; so too below
                 self._depths[thread] = 1
 
     def __exit__(self, *_: object) -> None:

@@ -155,7 +155,7 @@ class Demo:
         # A caller who was given a connection meanwhile has left his dial to whoever comes next.
         end = time.monotonic() + CALL_SECONDS
         while any(one.opening for one in self.manager.stats().values()) and time.monotonic() < end:
-            time.sleep(SLICE)  # nobody tells of it
+            time.sleep(SLICE)  # nobody tells of the end of a dial that nobody waits for
         for api in self.apis:
             api.settle()
         self.manager.prune()
